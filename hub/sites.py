@@ -1,0 +1,224 @@
+"""Sites: the places in a base model where a method acts, found by looking at one tiny forward."""
+
+import sys
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+from torch import nn
+
+from hub.layers import find_layer, list_alternatives, list_containers, number_layers
+from hub.norms import find_norms
+from hub.residuals import Branch, find_branches
+from hub.roles import (
+    Attention,
+    Projection,
+    find_attentions,
+    find_branch_role,
+    find_projection_roles,
+)
+from hub.tracing import Call, Trace, list_modules, trace_forward
+
+
+@dataclass(frozen=True)
+class Site:
+    """A place in a base model where a method acts.
+
+    A projection is a linear layer: its module takes (..., in_features) and returns
+    (..., out_features); its weight is (out_features, in_features), the other way round where
+    `transposed`. A branch is what a layer adds to its residual stream, after projection and
+    dropout, before the skip connection is added: its module returns it, as element `output_index`
+    where it returns a tuple or a mapping, and both sizes are d_model. A norm brings every vector to
+    one scale; both sizes are the length of the vectors.
+
+    `block` is the index of the layer, None outside the layers; an encoder's and a decoder's layers
+    are each counted from 0. `input_name` is the keyword of the module's first tensor where no
+    tensor comes by position.
+
+    Roles of a projection: query, key, value, qkv (several of them), output (of an attention); in,
+    gate, out (of a feed-forward or a mixer; a gate goes through the activation); head (after the
+    last layer); other. Roles of a branch: attention, cross-attention, feedforward, mixer (whatever
+    else lets positions see each other). A norm's role is norm.
+    """
+
+    kind: Literal["projection", "branch", "norm"]
+    path: str
+    role: str
+    block: int | None
+    in_features: int
+    out_features: int
+    transposed: bool = False
+    output_index: int | None = None
+    input_name: str | None = None
+
+
+_found: dict[Any, tuple[Site, ...]] = {}
+
+
+def find_sites(model: nn.Module, example: Mapping[str, Any] | None = None) -> tuple[Site, ...]:
+    """The sites of `model` in the order in which they run.
+
+    They are found in one forward on 8 tokens, which leaves the model as it was, and remembered for
+    models of the same class, configuration and modules; a model without a configuration is looked
+    at every time. `example` is a batch, by keyword, for a model that can't run on token ids alone.
+    A compiled model's sites are those of the model that was compiled.
+
+    Raises AttachError where that forward fails.
+    """
+    model = getattr(model, "_orig_mod", model)
+    modules = list_modules(model)
+    key = _make_key(model, modules)
+    if key is not None and key in _found:
+        return _found[key]
+    sites = _read_sites(trace_forward(model, example), model, modules)
+    if key is not None:
+        _found[key] = sites
+    return sites
+
+
+def _make_key(model: nn.Module, modules: dict[str, nn.Module]) -> Any:
+    config: Any = getattr(model, "config", None)
+    if not hasattr(config, "to_dict"):
+        return None
+    shapes = [
+        (path, type(module), _get_sizes(module) if is_linear(module) else None)
+        for path, module in modules.items()
+    ]
+    return type(model), repr(config.to_dict()), tuple(shapes)
+
+
+def is_linear(module: nn.Module) -> bool:
+    """Whether `module` is an `nn.Linear`, or built on it, or the Conv1D of transformers."""
+    return isinstance(module, nn.Linear) or _is_transposed(module)
+
+
+def _is_transposed(module: nn.Module) -> bool:
+    # No such layer exists before its module was imported, and importing transformers costs seconds.
+    conv1d = getattr(sys.modules.get("transformers.pytorch_utils"), "Conv1D", None)
+    return conv1d is not None and isinstance(module, conv1d)
+
+
+def _get_sizes(module: nn.Module) -> tuple[int, int]:
+    """in_features, out_features of a linear layer."""
+    if isinstance(module, nn.Linear):
+        return module.in_features, module.out_features
+    weight: Any = module.weight
+    return weight.shape[0], weight.shape[1]
+
+
+@dataclass(frozen=True, slots=True)
+class _Findings:
+    """What was read from a trace: `calls` are the first ones, by path."""
+
+    trace: Trace
+    modules: dict[str, nn.Module]
+    calls: dict[str, Call]
+    branches: list[Branch]
+    attentions: list[Attention]
+    layers: dict[str, int]
+
+
+def _read_sites(trace: Trace, model: nn.Module, modules: dict[str, nn.Module]) -> tuple[Site, ...]:
+    calls: dict[str, Call] = {}
+    for call in trace.calls:
+        calls.setdefault(call.path, call)
+    lists = list_containers(modules)
+    branches = find_branches(trace, lists)
+    places = [branch.path for branch in branches]
+    layers = number_layers(modules, lists, places)
+    attentions = find_attentions(trace.flow)
+    findings = _Findings(trace, modules, calls, branches, attentions, layers)
+    sites = [
+        *_make_projections(findings, _find_head(model)),
+        *_make_branches(findings),
+        *_make_norms(findings),
+    ]
+    order = {path: (turn, 0) for turn, path in enumerate(calls)}
+    for group in list_alternatives(modules, layers, places):
+        sites += _add_untaken(sites, group, modules, calls)
+        inside = [path for path in modules if any(path.startswith(f"{item}.") for item in group)]
+        start = min((order[path] for path in inside if path in order), default=(0, 0))[0]
+        order.update((path, (start, place)) for place, path in enumerate(inside))
+    return tuple(sorted(sites, key=lambda site: order[site.path]))
+
+
+def _make_norms(findings: _Findings) -> Iterator[Site]:
+    for path, width in find_norms(findings.trace, findings.modules).items():
+        layer = find_layer(path, findings.layers)
+        block = findings.layers.get(layer or "")
+        name = findings.calls[path].input_name
+        yield Site("norm", path, "norm", block, width, width, input_name=name)
+
+
+def _make_branches(findings: _Findings) -> Iterator[Site]:
+    done = set()
+    for branch in findings.branches:
+        layer = find_layer(branch.path, findings.layers)
+        if (branch.path, branch.element) in done or (layer is None and findings.layers):
+            continue
+        done.add((branch.path, branch.element))
+        width = findings.trace.flow.nodes[branch.node].shape[-1]
+        yield Site(
+            "branch",
+            branch.path,
+            find_branch_role(findings.trace.flow, branch, findings.attentions),
+            findings.layers.get(layer or ""),
+            width,
+            width,
+            output_index=branch.element,
+            input_name=findings.calls[branch.path].input_name,
+        )
+
+
+def _make_projections(findings: _Findings, head: nn.Module | None) -> Iterator[Site]:
+    modules = findings.modules
+    projections = [
+        Projection(call.path, call.given, call.returned[0][1], *_get_sizes(modules[call.path]))
+        for call in findings.trace.calls
+        if is_linear(modules[call.path]) and call.given is not None and call.returned
+    ]
+    roles = find_projection_roles(
+        findings.trace.flow, projections, findings.branches, findings.attentions
+    )
+    end = max((branch.moment for branch in findings.branches), default=sys.maxsize)
+    for path, projection in {projection.path: projection for projection in projections}.items():
+        layer = find_layer(path, findings.layers)
+        role = roles.get(path, "other")
+        if layer is None:
+            last = findings.calls[path].moment > end
+            role = "head" if last or modules[path] is head else "other"
+        yield Site(
+            "projection",
+            path,
+            role,
+            findings.layers.get(layer or ""),
+            projection.in_features,
+            projection.out_features,
+            transposed=_is_transposed(modules[path]),
+            input_name=findings.calls[path].input_name,
+        )
+
+
+def _add_untaken(
+    sites: list[Site], group: list[str], modules: dict[str, nn.Module], first: dict[str, Call]
+) -> list[Site]:
+    """The projections of the alternatives that no token took, made like those of one that was."""
+    taken = [item for item in group if item in first]
+    if not taken:
+        return []
+    like = [site for site in sites if site.path.startswith(taken[0] + ".")]
+    added = []
+    for item in group:
+        for site in like if item not in first else []:
+            path = item + site.path.removeprefix(taken[0])
+            if path in modules and is_linear(modules[path]):
+                rows, columns = _get_sizes(modules[path])
+                added.append(replace(site, path=path, in_features=rows, out_features=columns))
+    return added
+
+
+def _find_head(model: nn.Module) -> nn.Module | None:
+    """The model's output embeddings, where it has any."""
+    find = getattr(model, "get_output_embeddings", None)
+    head = find() if callable(find) else None
+    return head if isinstance(head, nn.Module) else None
