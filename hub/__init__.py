@@ -1,0 +1,86 @@
+"""A hub and registry for adapters: train, version, compose, publish, pull and load anywhere.
+
+    import hub
+
+    adapter = hub.Adapter.create("lora", model, r=8)
+    hub.train(model, adapter, "rows.jsonl", tokenizer=tokenizer, template="{{ x }}|||{{ y }}")
+    version = hub.Registry().add(adapter, name="sst2", task="sentiment")
+    hub.push("sst2@1", "org/sst2")
+
+    with hub.attach(model, hub.Stack("de@2", "sst2@production")):
+        model.generate(...)
+
+Importing this package imports neither torch nor transformers; the first use of a name does.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from hub.errors import ConfigError, HubError
+
+if TYPE_CHECKING:
+    from hub.adapter import Adapter
+    from hub.attachment import Attachment, attach
+    from hub.composition import Stack
+    from hub.evaluation import evaluate
+    from hub.hookspecs import hookimpl
+    from hub.method import Method, Training, drop_neutral
+    from hub.references import load
+    from hub.registration import Registry
+    from hub.remotes import pull, push
+    from hub.sites import Site
+    from hub.training import train
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "Adapter",
+    "Attachment",
+    "ConfigError",
+    "HubError",
+    "Method",
+    "Registry",
+    "Site",
+    "Stack",
+    "Training",
+    "attach",
+    "drop_neutral",
+    "evaluate",
+    "hookimpl",
+    "load",
+    "pull",
+    "push",
+    "train",
+]
+
+_HOMES = {
+    "Adapter": "adapter",
+    "Attachment": "attachment",
+    "Method": "method",
+    "Registry": "registration",
+    "Site": "sites",
+    "Stack": "composition",
+    "Training": "method",
+    "attach": "attachment",
+    "drop_neutral": "method",
+    "evaluate": "evaluation",
+    "hookimpl": "hookspecs",
+    "load": "references",
+    "pull": "remotes",
+    "push": "remotes",
+    "train": "training",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'hub' has no attribute {name!r}")
+    value = getattr(importlib.import_module(f"hub.{_HOMES[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *__all__])

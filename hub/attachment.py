@@ -1,0 +1,327 @@
+"""Attaching a composition to a base model, and taking it off again without a trace."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from types import TracebackType
+from typing import Any
+
+import torch
+from torch import nn
+from torch.utils.hooks import RemovableHandle
+
+from hub.adapter import Adapter
+from hub.composition import Stack
+from hub.discovery import installed_methods
+from hub.effects import CheckpointGuard, Effect, KeywordEffect, Switch
+from hub.errors import AttachError
+from hub.fitting import Fit, fit_adapter
+from hub.heads import HeadHook
+from hub.identity import verify_base
+from hub.merging import merge_fits, restore_weights
+from hub.references import load
+from hub.sites import Site
+from hub.summary import Summary, summarize
+from hub.tracing import ATTACHED as CHILD
+
+log = logging.getLogger("hub")
+
+Composition = Adapter | str | Stack
+Trainable = bool | Iterable[Adapter | str] | None
+
+
+def attach(
+    model: nn.Module,
+    composition: Composition,
+    *,
+    trainable: Trainable = None,
+    allow_other_base: bool = False,
+) -> Attachment:
+    """Put a composition of adapters onto a base model.
+
+    The model stays what it is: its class, modules and parameters; the adapters' tensors become
+    parameters of it too, under ``hub_adapters``, and the base's own are frozen. Use the result as
+    a context manager, or call `detach`; either leaves the base bit for bit as it was.
+
+    trainable: which adapters learn: True, False, or some of them by object or reference; when
+        left out, those made new and not those loaded. What learns is kept in float32, what only
+        serves follows the base's precision.
+    allow_other_base: attach to a base that is not the one the adapter was made for. Without it
+        that is an error; the same base in another precision is not, and is noted.
+
+    Raises BaseMismatch on another base; AttachError where the adapter's tensors don't fit, two
+    adapters bring a trained head, or the model carries adapters already; and what `load` raises
+    for a reference. Whatever is raised, the model is as it was.
+    """
+    model = getattr(model, "_orig_mod", model)
+    if hasattr(model, CHILD):
+        carried = Attachment.of(model)
+        names = ", ".join(a.label for a in carried.active) if carried is not None else "adapters"
+        raise AttachError(
+            f"this model carries {names} already; detach first, or attach them together as "
+            "hub.Stack(...)"
+        )
+    leaves = composition.leaves() if isinstance(composition, Stack) else [composition]
+    adapters = [load(leaf) if isinstance(leaf, str) else leaf for leaf in leaves]
+    learners = choose_learners(adapters, trainable)
+    notes = check_bases(adapters, model, allow_other_base)
+    fits = [fit_adapter(a, model, learns=a in learners) for a in adapters]
+    check_heads(fits)
+    return Attachment(model, fits, notes)
+
+
+class Attachment:
+    """What is on a model, and the way to take it off.
+
+    active: the adapters in the order in which they act.
+    notes: what was noticed about their bases and is no error.
+    """
+
+    def __init__(self, model: nn.Module, fits: list[Fit], notes: tuple[str, ...]) -> None:
+        self._model = model
+        self._fits = fits
+        self.notes = notes
+        self._switch = Switch()
+        self._handles: list[RemovableHandle] = []
+        self._unfrozen = [p for p in model.parameters() if p.requires_grad]
+        self._undo: list[tuple[nn.Parameter, torch.Tensor]] = []
+        self._attached = True
+        for parameter in self._unfrozen:
+            parameter.requires_grad_(False)
+        try:
+            self._install()
+        except BaseException:
+            self.detach()
+            raise
+
+    @staticmethod
+    def of(model: nn.Module) -> Attachment | None:
+        """What is attached to `model`, also to a deep copy of an attached one; None if nothing."""
+        container = getattr(getattr(model, "_orig_mod", model), CHILD, None)
+        return container.attachment if isinstance(container, Container) else None
+
+    @property
+    def active(self) -> tuple[Adapter, ...]:
+        """The adapters in the order in which they act."""
+        return tuple(fit.adapter for fit in self._fits) if self._attached else ()
+
+    @property
+    def merged(self) -> bool:
+        """Whether the adapters are folded into the base's weights at present."""
+        return bool(self._undo)
+
+    def parameters(self) -> Iterator[nn.Parameter]:
+        """The parameters that learn."""
+        for fit in self._fits:
+            if fit.learns:
+                yield from fit.parameters()
+
+    def modules(self, adapter: Adapter) -> dict[Site, nn.Module]:
+        """The live modules of one attached adapter by the site where they act."""
+        for fit in self._fits:
+            if fit.adapter is adapter:
+                return dict(fit.sites)
+        raise AttachError(f"adapter {adapter.label} is not attached here")
+
+    def summary(self) -> Summary:
+        """Trainable and total parameters, per adapter and of the base; prints as a table."""
+        return summarize(self._model, self._fits, CHILD)
+
+    def detach(self) -> None:
+        """Take everything off. The base is bit for bit what it was. Again does nothing."""
+        if not self._attached:
+            return
+        restore_weights(self._undo)
+        self._uninstall()
+        for parameter in self._unfrozen:
+            parameter.requires_grad_(True)
+        self._switch.on = False
+        self._attached = False
+
+    @contextmanager
+    def disabled(self) -> Iterator[None]:
+        """The bare base for a moment. Raises AttachError while merged."""
+        self._refuse_when_merged("show the bare base")
+        before, self._switch.on = self._switch.on, False
+        try:
+            yield
+        finally:
+            self._switch.on = before and self._attached
+
+    def merge(self) -> None:
+        """Fold the adapters into the base's weights; what they replace is kept.
+
+        `unmerge` and `detach` put the very same weights back. While merged the model holds
+        nothing of ours, so it can be saved as a model of its own.
+
+        Raises AttachError where an adapter's effect is no change of weights, or where the weight
+        has a second use that must not change; nothing is merged then.
+        """
+        if not self._attached:
+            raise AttachError("nothing is attached any more; attach again, then merge")
+        if self.merged:
+            return
+        undo = merge_fits(self._model, self._fits)
+        self._uninstall()
+        self._undo = undo
+
+    def unmerge(self) -> None:
+        """Put the base's weights back and the adapters beside them. Again does nothing."""
+        if self.merged:
+            restore_weights(self._undo)
+            self._install()
+
+    def __enter__(self) -> Attachment:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.detach()
+
+    def __repr__(self) -> str:
+        state = "merged" if self.merged else "attached" if self._attached else "detached"
+        return f"<Attachment of {', '.join(f.adapter.label for f in self._fits)}, {state}>"
+
+    def _refuse_when_merged(self, what: str) -> None:
+        if self.merged:
+            raise AttachError(f"the adapters are merged; call unmerge() first to {what}")
+
+    def _install(self) -> None:
+        """Hang the live modules and the hooks into the model."""
+        container = Container(self)
+        for number, fit in enumerate(self._fits):
+            container.add_module(f"{number}_{escape(fit.adapter.label)}", collect_modules(fit))
+        container.train(self._model.training)
+        self._model.add_module(CHILD, container)
+        for site, modules in order_effects(self._fits):
+            target = self._model.get_submodule(site.path)
+            if site.input_name is None:
+                hook: Any = Effect(modules, self._switch, site.output_index)
+            else:
+                hook = KeywordEffect(modules, self._switch, site.output_index, name=site.input_name)
+            self._hook(target, hook, keywords=site.input_name is not None)
+        for fit in self._fits:
+            for path, head in fit.heads.items():
+                self._hook(self._model.get_submodule(path), HeadHook(head, self._switch), True)
+        self._hook(self._model, CheckpointGuard(self._switch))
+        forget_compiled()
+
+    def _uninstall(self) -> None:
+        """Take the hooks and the live modules out of the model."""
+        for handle in self._handles:
+            handle.remove()
+        self._handles.clear()
+        if hasattr(self._model, CHILD):
+            delattr(self._model, CHILD)
+        forget_compiled()
+
+    def _hook(self, module: nn.Module, hook: Any, keywords: bool = False) -> None:
+        self._handles.append(module.register_forward_hook(hook, with_kwargs=keywords))
+
+
+class Container(nn.Module):
+    """The model's child that holds the adapters' live modules while they are attached."""
+
+    def __init__(self, attachment: Attachment) -> None:
+        super().__init__()
+        self.attachment = attachment
+
+
+def choose_learners(adapters: list[Adapter], trainable: Trainable) -> list[Adapter]:
+    """Those that learn. Raises AttachError where `trainable` names one that is not attached."""
+    if trainable is None:
+        return [a for a in adapters if a.fresh]
+    if isinstance(trainable, bool):
+        return list(adapters) if trainable else []
+    chosen = []
+    for name in [trainable] if isinstance(trainable, str) else trainable:
+        found = [a for a in adapters if a is name or (isinstance(name, str) and a.label == name)]
+        if not found:
+            raise AttachError(
+                f"trainable names {name!r}, attached are {', '.join(a.label for a in adapters)}"
+            )
+        chosen += found
+    return chosen
+
+
+def check_bases(
+    adapters: list[Adapter], model: nn.Module, allow_other_base: bool
+) -> tuple[str, ...]:
+    """Hold the model against each adapter's base; what is worth a note. Raises BaseMismatch."""
+    notes = []
+    for adapter in adapters:
+        who = f"adapter {adapter.label}"
+        if adapter.base is None:
+            note = f"{who} does not say which base it was made for, so this could not be verified"
+        else:
+            note = verify_base(adapter.base, model, who=who, allow_other=allow_other_base)
+        if note:
+            log.warning(note)
+            notes.append(note)
+    return tuple(notes)
+
+
+def check_heads(fits: list[Fit]) -> None:
+    """Raise AttachError where two adapters bring a trained head."""
+    owners = [fit.adapter.label for fit in fits if fit.heads]
+    if len(owners) > 1:
+        raise AttachError(
+            f"{' and '.join(owners)} each bring a trained head, and a model answers with one; "
+            "attach them one at a time"
+        )
+
+
+def order_effects(fits: list[Fit]) -> list[tuple[Site, list[nn.Module]]]:
+    """The modules at each site, in order: projections before the branches that they end."""
+    at: dict[Site, list[tuple[str, nn.Module]]] = {}
+    for fit in fits:
+        for site, module in fit.sites.items():
+            at.setdefault(site, []).append((fit.adapter.method, module))
+    ordered = sorted(at, key=lambda site: site.kind != "projection")
+    return [(site, join_neighbours(site, at[site])) for site in ordered]
+
+
+def join_neighbours(site: Site, effects: list[tuple[str, nn.Module]]) -> list[nn.Module]:
+    """One module for neighbours of one method, where its plugin has a faster way."""
+    joined: list[nn.Module] = []
+    start = 0
+    for end in range(1, len(effects) + 1):
+        if end < len(effects) and effects[end][0] == effects[start][0]:
+            continue
+        modules = [module for _, module in effects[start:end]]
+        if len(modules) > 1:
+            one = installed_methods().call(
+                "hub_compose", effects[start][0], site=site, modules=modules
+            )
+            modules = modules if one is None else [one]
+        joined += modules
+        start = end
+    return joined
+
+
+def collect_modules(fit: Fit) -> nn.Module:
+    """An adapter's live modules under one, named by their kind of site and path."""
+    container = nn.Module()
+    for site, module in fit.sites.items():
+        container.add_module(f"{site.kind}/{escape(site.path, '/')}", module)
+    for path, head in fit.heads.items():
+        container.add_module(f"head/{escape(path, '/')}", head)
+    return container
+
+
+def escape(name: str, dot: str = "_") -> str:
+    """A name as torch takes it for a child module: without dots."""
+    return name.replace(".", dot)
+
+
+def forget_compiled() -> None:
+    """Let torch.compile look again: by default it takes no notice of hooks that come and go."""
+    if "torch._dynamo" in sys.modules:
+        torch.compiler.reset()

@@ -1,0 +1,134 @@
+"""What stands in the model while an adapter is attached: hooks that are plain objects.
+
+They hold the adapters' live modules and a switch, and nothing that a forward pass changes, so any
+number of threads can run one attached model; a deep copy of the model gets its own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import nn
+
+from hub.errors import AttachError
+
+
+class Switch:
+    """Whether an attachment acts; one for all of its hooks."""
+
+    def __init__(self) -> None:
+        self.on = True
+
+
+class Effect:
+    """A forward hook: what the modules make of a site's output, one after the other.
+
+    index: which element of the output is meant, where the site's module returns several.
+    name: the keyword that the input comes by, where it comes by keyword.
+    """
+
+    def __init__(
+        self, modules: Sequence[nn.Module], switch: Switch, index: int | None = None
+    ) -> None:
+        self.modules = tuple(modules)
+        self.switch = switch
+        self.index = index
+
+    def __call__(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
+        return self.change(args[0], output) if self.switch.on else None
+
+    def change(self, x: torch.Tensor, output: Any) -> Any:
+        """The output with the effect in it."""
+        if self.index is not None:
+            return replace_element(
+                output, self.index, self.act(x, pick_element(output, self.index))
+            )
+        return self.act(x, output)
+
+    def act(self, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        """Run the modules. Their forward is called directly: they carry no hooks of their own."""
+        for module in self.modules:
+            y = module.forward(x, y)
+        return y
+
+
+class KeywordEffect(Effect):
+    """The same, for a module that is called with its input by keyword."""
+
+    def __init__(
+        self,
+        modules: Sequence[nn.Module],
+        switch: Switch,
+        index: int | None = None,
+        *,
+        name: str,
+    ) -> None:
+        super().__init__(modules, switch, index)
+        self.name = name
+
+    def __call__(  # type: ignore[override]
+        self, module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], output: Any
+    ) -> Any:
+        return (
+            self.change(args[0] if args else kwargs[self.name], output) if self.switch.on else None
+        )
+
+
+class CheckpointGuard:
+    """A forward hook on the whole model that ties a backward pass to the forward it came from.
+
+    Gradient checkpointing runs layers again during backward. If the adapters were switched or
+    taken off in between, the second run would compute something else, and the gradients would be
+    silently wrong. The guard lets that backward pass fail instead.
+    """
+
+    def __init__(self, switch: Switch) -> None:
+        self.switch = switch
+
+    def __call__(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+        if torch.compiler.is_compiling() or not torch.is_grad_enabled():
+            return
+        if not any(getattr(child, "gradient_checkpointing", False) for child in module.modules()):
+            return
+        switch, was_on = self.switch, self.switch.on
+
+        def check(gradient: torch.Tensor) -> None:
+            if switch.on != was_on:
+                raise AttachError(
+                    "the adapters were switched or detached between this forward pass and its "
+                    "backward; with gradient checkpointing the layers run again in between, so "
+                    "call backward first"
+                )
+
+        for tensor in walk_tensors(output):
+            if tensor.requires_grad:
+                tensor.register_hook(check)  # type: ignore[no-untyped-call]
+
+
+def walk_tensors(value: Any) -> Iterator[torch.Tensor]:
+    """The tensors in a model's output, whatever it is made of."""
+    if isinstance(value, torch.Tensor):
+        yield value
+    elif isinstance(value, Mapping):
+        for item in value.values():
+            yield from walk_tensors(item)
+    elif isinstance(value, tuple | list):
+        for item in value:
+            yield from walk_tensors(item)
+
+
+def pick_element(output: Any, index: int) -> torch.Tensor:
+    """The element of a tuple, list or ModelOutput."""
+    element: torch.Tensor = output[index]
+    return element
+
+
+def replace_element(output: Any, index: int, value: torch.Tensor) -> Any:
+    """The same kind of tuple, list or ModelOutput with one element replaced."""
+    if isinstance(output, Mapping):
+        key = list(output)[index]
+        return type(output)(**{**output, key: value})
+    items = [*output[:index], value, *output[index + 1 :]]
+    return type(output)(*items) if hasattr(output, "_fields") else type(output)(items)

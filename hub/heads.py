@@ -1,0 +1,49 @@
+"""Trained heads: a classifier that belongs to the adapter and stands in front of the base's own."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+from torch import nn
+
+from hub.errors import AttachError
+
+
+def find_heads(model: nn.Module) -> tuple[str, ...]:
+    """The paths of a model's task head: what has parameters beside the pretrained part.
+
+    A language model's output embeddings are pretrained too, so such a model has none.
+    """
+    backbone = getattr(model, "base_model", model)
+    if backbone is model or model.get_output_embeddings() is not None:  # type: ignore[operator]
+        return ()
+    return tuple(
+        name
+        for name, child in model.named_children()
+        if child is not backbone and any(True for _ in child.parameters())
+    )
+
+
+def copy_head(model: nn.Module, path: str) -> nn.Module:
+    """A copy of the head at `path`, of its own storage. Raises AttachError where there is none."""
+    try:
+        head = model.get_submodule(path)
+    except AttributeError:
+        there = ", ".join(find_heads(model)) or "none"
+        raise AttachError(
+            f"the adapter carries a trained head {path!r}, and {type(model).__name__} has no such "
+            f"module (its heads: {there}); load the base with the class for the adapter's task"
+        ) from None
+    return copy.deepcopy(head)
+
+
+class HeadHook:
+    """Answers in place of the base's head while attached."""
+
+    def __init__(self, head: nn.Module, switch: Any) -> None:
+        self.head = head
+        self.switch = switch
+
+    def __call__(self, module: nn.Module, args: Any, kwargs: Any, output: Any) -> Any:
+        return self.head(*args, **kwargs) if self.switch.on else None

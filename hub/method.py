@@ -1,0 +1,130 @@
+"""What a method says about itself: the one class that a plugin fills in."""
+
+from __future__ import annotations
+
+import dataclasses
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar, Generic, TypeVar, cast
+
+import torch
+from torch import nn
+
+from hub.errors import ConfigError
+from hub.sites import Site
+
+C = TypeVar("C")
+
+
+@dataclass(frozen=True)
+class Training:
+    """What a method adds to a training run; see the hook `hub_train`.
+
+    penalty: called once a step, gives a scalar tensor that is added to the loss.
+    after_step: called with the number of optimizer steps done (1 after the first).
+    """
+
+    penalty: Callable[[], torch.Tensor] | None = None
+    after_step: Callable[[int], None] | None = None
+
+
+class Method(ABC, Generic[C]):
+    """A way to adapt a base model.
+
+    A method is stateless: everything that differs between two adapters is in their configuration,
+    a frozen dataclass with a default for every field that a user may leave out.
+
+    name: what a user types, and the name of the entry point.
+    paper: authors, title and link.
+    config: the dataclass.
+    peft_type: what ``adapter_config.json`` says in the field of that name; peft's own where peft
+        has the method, else the name in capitals, which peft refuses to read.
+    """
+
+    name: ClassVar[str]
+    paper: ClassVar[str]
+    config: type[C]
+    peft_type: ClassVar[str] = ""
+
+    @abstractmethod
+    def choose_sites(self, sites: Sequence[Site], config: C) -> Sequence[Site]:
+        """Those of the base's `sites` where this configuration acts.
+
+        Raises ConfigError where the configuration asks for what the base does not have.
+        """
+
+    @abstractmethod
+    def build(self, site: Site, config: C) -> nn.Module:
+        """A new module for one site, with the method's own initial values.
+
+        Its ``forward(x, y)`` gets what went into the site's module, ``(..., in_features)``, and
+        what came out, ``(..., out_features)``, and returns what shall come out instead. Every
+        tensor that it needs is a parameter or a persistent buffer: when an adapter is loaded the
+        module is built without values and filled from the file.
+        """
+
+    def settle_config(self, config: C, sites: Sequence[Site]) -> C:
+        """The configuration to keep, now that its sites are known.
+
+        The default keeps it as it is. A method whose files list their modules by name puts the
+        names in here, so that the same configuration means the same sites ever after.
+        """
+        return config
+
+    def weight_delta(self, module: nn.Module, weight: torch.Tensor) -> torch.Tensor | None:
+        """What must be added to a projection's weight to have the module's effect without it.
+
+        weight: ``(out_features, in_features)`` in float32, whatever the layer's own layout.
+        The default, None, says that the effect is not a change of weights: no merging.
+        """
+        return None
+
+    def write_config(self, config: C) -> dict[str, Any]:
+        """The configuration as the fields of ``adapter_config.json``, in peft's names."""
+        return dataclasses.asdict(cast("Any", config))
+
+    def read_config(self, fields: Mapping[str, Any]) -> C:
+        """The configuration that these fields of ``adapter_config.json`` mean.
+
+        Raises ConfigError on a field that this method does not know and whose value is not
+        neutral (null, false or empty).
+        """
+        return self.make_config(**drop_neutral(fields, self._field_names()))
+
+    def make_config(self, **options: Any) -> C:
+        """The configuration that a user's options mean. Raises ConfigError."""
+        known = self._field_names()
+        unknown = sorted(options.keys() - known)
+        if unknown:
+            raise ConfigError(
+                f"{self.name} has no option {', '.join(map(repr, unknown))}; "
+                f"it has {', '.join(sorted(known))}"
+            )
+        values = {k: tuple(v) if isinstance(v, list) else v for k, v in options.items()}
+        try:
+            return self.config(**values)
+        except TypeError as error:
+            raise ConfigError(f"{self.name}: {error}") from error
+
+    def _field_names(self) -> frozenset[str]:
+        return frozenset(field.name for field in dataclasses.fields(cast("Any", self.config)))
+
+
+def drop_neutral(fields: Mapping[str, Any], known: frozenset[str]) -> dict[str, Any]:
+    """The fields in `known`; the others must be null, false or empty, else ConfigError names them.
+
+    An unknown field with a real value changes what the adapter computes in a way that we can't
+    reproduce, so loading it would give other outputs than its author saw.
+    """
+    strange = {k: v for k, v in fields.items() if k not in known and v not in NEUTRAL}
+    if strange:
+        shown = ", ".join(f"{key}={value!r}" for key, value in sorted(strange.items()))
+        raise ConfigError(
+            f"adapter_config.json has {shown}, which this version does not know and so can't "
+            "reproduce; upgrade pefthub, or remove the field if it has no effect on inference"
+        )
+    return {k: v for k, v in fields.items() if k in known}
+
+
+NEUTRAL: tuple[Any, ...] = (None, False, "", [], {}, ())
