@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-from typing import Any
 
 from torch import nn
 
@@ -36,14 +35,3 @@ def copy_head(model: nn.Module, path: str) -> nn.Module:
             f"module (its heads: {there}); load the base with the class for the adapter's task"
         ) from None
     return copy.deepcopy(head)
-
-
-class HeadHook:
-    """Answers in place of the base's head while attached."""
-
-    def __init__(self, head: nn.Module, switch: Any) -> None:
-        self.head = head
-        self.switch = switch
-
-    def __call__(self, module: nn.Module, args: Any, kwargs: Any, output: Any) -> Any:
-        return self.head(*args, **kwargs) if self.switch.on else None

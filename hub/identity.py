@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from hub.errors import BaseMismatch
-from hub.tracing import ATTACHED
+from hub.sites import ATTACHED
 from hub_registry.identity import BaseIdentity, TensorSample, compare
 
 SAMPLES = 16

@@ -14,9 +14,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import hub
-from hub.cards import BEGIN, END, Card, update_card
 from hub.errors import RemoteError
 from hub.identity import identify_base
+from hub.remotes.cards import BEGIN, END, Card, update_card
 from hub.server import HubServer
 from tests.tiny import build_tiny
 

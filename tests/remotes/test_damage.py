@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 import hub
 from hub.errors import FileError, RemoteError
 from hub.files import edit_manifest, format_json
-from hub.publications import Digest
+from hub.remotes.publications import Digest
 from hub.server import HubServer
 
 Make = Callable[..., hub.Adapter]

@@ -52,7 +52,7 @@ MORE_TASKS = {"switch_transformers": "seq2seq", "funnel": "masked", "fnet": "mas
 @pytest.fixture(autouse=True)
 def nothing_remembered(monkeypatch: pytest.MonkeyPatch) -> None:
     """Every test looks for itself."""
-    monkeypatch.setattr(hub.sites, "_found", {})
+    monkeypatch.setattr(hub.sites.search, "_found", {})
 
 
 @pytest.fixture

@@ -189,7 +189,7 @@ def test_experts_that_no_token_takes_are_sites(build: Callable[..., Any]) -> Non
     assert {site.role for site in sites if site.path.endswith(".wo")} == {"out"}
     assert {site.role for site in sites if "router" in site.path} == {"other"}
     other = build("switch_transformers", seed=5)
-    hub.sites._found.clear()
+    hub.sites.search._found.clear()
     assert find_sites(other) == sites
 
 

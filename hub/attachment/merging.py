@@ -5,9 +5,9 @@ from __future__ import annotations
 import torch
 from torch import nn
 
+from hub.attachment.fitting import Fit
 from hub.discovery import installed_methods
 from hub.errors import AttachError
-from hub.fitting import Fit
 
 Undo = list[tuple[nn.Parameter, torch.Tensor]]
 

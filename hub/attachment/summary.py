@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from torch import nn
 
-from hub.fitting import Fit
+from hub.attachment.fitting import Fit
 
 
 @dataclass(frozen=True)

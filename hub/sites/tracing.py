@@ -18,8 +18,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from hub.dataflow import Flow
 from hub.errors import AttachError
+from hub.sites.dataflow import Flow
 
 TOKENS = 8
 # Adapters that are attached already are no part of the base model.

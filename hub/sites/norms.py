@@ -5,8 +5,8 @@ from collections.abc import Mapping
 
 from torch import nn
 
-from hub.dataflow import Flow
-from hub.tracing import Call, Trace
+from hub.sites.dataflow import Flow
+from hub.sites.tracing import Call, Trace
 
 # What a norm divides by is made by one of these, whole or written out.
 # The undivided names are what inference mode shows.

@@ -7,17 +7,17 @@ from typing import Any, Literal
 
 from torch import nn
 
-from hub.layers import find_layer, list_alternatives, list_containers, number_layers
-from hub.norms import find_norms
-from hub.residuals import Branch, find_branches
-from hub.roles import (
+from hub.sites.layers import find_layer, list_alternatives, list_containers, number_layers
+from hub.sites.norms import find_norms
+from hub.sites.residuals import Branch, find_branches
+from hub.sites.roles import (
     Attention,
     Projection,
     find_attentions,
     find_branch_role,
     find_projection_roles,
 )
-from hub.tracing import Call, Trace, list_modules, trace_forward
+from hub.sites.tracing import Call, Trace, list_modules, trace_forward
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,6 @@ from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
-from hub.cards import README, Card, name_hub_repo, update_card
 from hub.errors import RemoteError
 from hub.files import (
     CONFIG,
@@ -29,11 +28,12 @@ from hub.files import (
     read_contents,
     write_files,
 )
-from hub.folders import Folder, digest_contents, find_version, name_of
-from hub.publications import Listing, Publication, Remote
 from hub.references import is_folder, locate_folder
 from hub.registration import Registry, guess_base
-from hub.repositories import Repository
+from hub.remotes.cards import README, Card, name_hub_repo, update_card
+from hub.remotes.folders import Folder, digest_contents, find_version, name_of
+from hub.remotes.publications import Listing, Publication, Remote
+from hub.remotes.repositories import Repository
 from hub_registry import AlreadyExists, Version
 
 __all__ = ["Publication", "fetch", "pull", "push"]

@@ -76,6 +76,17 @@ class KeywordEffect(Effect):
         )
 
 
+class HeadHook:
+    """A forward hook: the adapter's head answers in place of the base's."""
+
+    def __init__(self, head: nn.Module, switch: Switch) -> None:
+        self.head = head
+        self.switch = switch
+
+    def __call__(self, module: nn.Module, args: Any, kwargs: Any, output: Any) -> Any:
+        return self.head(*args, **kwargs) if self.switch.on else None
+
+
 class CheckpointGuard:
     """A forward hook on the whole model that ties a backward pass to the forward it came from.
 

@@ -8,9 +8,9 @@ from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
-from hub.dataflow import Flow
-from hub.layers import find_item
-from hub.tracing import Trace
+from hub.sites.dataflow import Flow
+from hub.sites.layers import find_item
+from hub.sites.tracing import Trace
 
 
 @dataclass(frozen=True, slots=True)

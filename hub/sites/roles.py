@@ -3,8 +3,8 @@
 from collections.abc import Iterable, Set
 from dataclasses import dataclass
 
-from hub.dataflow import VIEWS, Flow
-from hub.residuals import Branch
+from hub.sites.dataflow import VIEWS, Flow
+from hub.sites.residuals import Branch
 
 # What leaves an activation what it was: views, joins, parts and sums. Anything else bends it.
 _LINEAR = VIEWS | frozenset(

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from hub.errors import FileError, RemoteError
 from hub.files import CONFIG, FILES, MANIFEST, TENSORS, edit_manifest, read_file, write_files
-from hub.publications import Listing
+from hub.remotes.publications import Listing
 from hub_registry import digest_files
 
 

@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from hub.errors import RemoteError
-from hub.explanations import Doing, check_token, explain_error
 from hub.files import CONFIG
-from hub.publications import Digest, Listing
+from hub.remotes.explanations import Doing, check_token, explain_error
+from hub.remotes.publications import Digest, Listing
 
 if TYPE_CHECKING:
     from huggingface_hub import HfApi, ModelInfo

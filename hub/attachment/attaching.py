@@ -14,18 +14,16 @@ from torch import nn
 from torch.utils.hooks import RemovableHandle
 
 from hub.adapter import Adapter
+from hub.attachment.effects import CheckpointGuard, Effect, HeadHook, KeywordEffect, Switch
+from hub.attachment.fitting import Fit, fit_adapter
+from hub.attachment.merging import merge_fits, restore_weights
+from hub.attachment.summary import Summary, summarize
 from hub.composition import Stack
 from hub.discovery import installed_methods
-from hub.effects import CheckpointGuard, Effect, KeywordEffect, Switch
 from hub.errors import AttachError
-from hub.fitting import Fit, fit_adapter
-from hub.heads import HeadHook
 from hub.identity import verify_base
-from hub.merging import merge_fits, restore_weights
 from hub.references import load
-from hub.sites import Site
-from hub.summary import Summary, summarize
-from hub.tracing import ATTACHED as CHILD
+from hub.sites import ATTACHED, Site
 
 log = logging.getLogger("hub")
 
@@ -57,7 +55,7 @@ def attach(
     for a reference. Whatever is raised, the model is as it was.
     """
     model = getattr(model, "_orig_mod", model)
-    if hasattr(model, CHILD):
+    if hasattr(model, ATTACHED):
         carried = Attachment.of(model)
         names = ", ".join(a.label for a in carried.active) if carried is not None else "adapters"
         raise AttachError(
@@ -100,7 +98,7 @@ class Attachment:
     @staticmethod
     def of(model: nn.Module) -> Attachment | None:
         """What is attached to `model`, also to a deep copy of an attached one; None if nothing."""
-        container = getattr(getattr(model, "_orig_mod", model), CHILD, None)
+        container = getattr(getattr(model, "_orig_mod", model), ATTACHED, None)
         return container.attachment if isinstance(container, Container) else None
 
     @property
@@ -128,7 +126,7 @@ class Attachment:
 
     def summary(self) -> Summary:
         """Trainable and total parameters, per adapter and of the base; prints as a table."""
-        return summarize(self._model, self._fits, CHILD)
+        return summarize(self._model, self._fits, ATTACHED)
 
     def detach(self) -> None:
         """Take everything off. The base is bit for bit what it was. Again does nothing."""
@@ -199,7 +197,7 @@ class Attachment:
         for number, fit in enumerate(self._fits):
             container.add_module(f"{number}_{escape(fit.adapter.label)}", collect_modules(fit))
         container.train(self._model.training)
-        self._model.add_module(CHILD, container)
+        self._model.add_module(ATTACHED, container)
         for site, modules in order_effects(self._fits):
             target = self._model.get_submodule(site.path)
             if site.input_name is None:
@@ -218,8 +216,8 @@ class Attachment:
         for handle in self._handles:
             handle.remove()
         self._handles.clear()
-        if hasattr(self._model, CHILD):
-            delattr(self._model, CHILD)
+        if hasattr(self._model, ATTACHED):
+            delattr(self._model, ATTACHED)
         forget_compiled()
 
     def _hook(self, module: nn.Module, hook: Any, keywords: bool = False) -> None:
