@@ -33,7 +33,7 @@ class Registry(hub_registry.Registry):
     HUB_REGISTRY, or a SQLite file in `home`.
     """
 
-    def add(  # type: ignore[override]
+    def add(
         self,
         adapter: Adapter | str | Path | Mapping[str, bytes],
         *,
@@ -70,7 +70,7 @@ class Registry(hub_registry.Registry):
         if parents:
             described.lineage = {**described.lineage, "parents": parents}
         files = self._keep_moment(name, describe_contents(described, contents))
-        version = super().add(
+        version = self.add_files(
             files,
             name=name,
             task=described.task,
@@ -110,23 +110,6 @@ class Registry(hub_registry.Registry):
                 f"its parts are {', '.join(version.parents)}"
             )
         return {name: self.read(version, name) for name in version.files}
-
-    def publications(self, name: str) -> list[tuple[str, str, str]]:
-        """Where the versions of an adapter are published: reference, remote, revision."""
-        from sqlalchemy import select
-
-        from hub_registry import models
-
-        query = (
-            select(models.Version.number, models.Publication.remote, models.Publication.revision)
-            .join(models.Version, models.Version.id == models.Publication.version_id)
-            .join(models.Adapter, models.Adapter.id == models.Version.adapter_id)
-            .where(models.Adapter.name == name)
-            .order_by(models.Publication.id)
-        )
-        with self.database.read() as connection:
-            rows = connection.execute(query).all()
-        return [(f"{name}@{number}", remote, revision) for number, remote, revision in rows]
 
     def _resolve(self, parent: Version | str) -> str:
         return parent.reference if isinstance(parent, Version) else self.get(parent).reference

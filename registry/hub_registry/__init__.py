@@ -1,7 +1,7 @@
 """The registry of adapters: base identities, versions, aliases and blobs. It knows no torch.
 
     registry = Registry()
-    version = registry.add({"adapter_config.json": path, ...}, name="sst2", ...)
+    version = registry.add_files({"adapter_config.json": path, ...}, name="sst2", ...)
     registry.alias("sst2@1", "production")
     registry.get("sst2@production").files
 

@@ -6,8 +6,9 @@ import getpass
 import math
 import os
 from datetime import UTC, datetime
+from typing import Any
 
-from sqlalchemy import Connection, insert, select
+from sqlalchemy import Connection, Row, insert, select
 
 from hub_registry import tables
 from hub_registry.errors import RegistryError
@@ -82,7 +83,7 @@ def find_events(connection: Connection, name: str) -> list[Event]:
         *_find_versions(connection, name, adapter_id),
         *_find_metrics(connection, name, adapter_id),
         *_find_moves(connection, name, adapter_id),
-        *_find_publications(connection, name, adapter_id),
+        *_describe_publications(connection, name),
     ]
     # Each list is in the order of writing and the sort is stable; so is its reverse.
     return sorted(events, key=lambda event: event.when)[::-1]
@@ -166,7 +167,8 @@ def _find_moves(connection: Connection, name: str, adapter_id: int) -> list[Even
     return events
 
 
-def _find_publications(connection: Connection, name: str, adapter_id: int) -> list[Event]:
+def find_publications(connection: Connection, name: str) -> list[Row[Any]]:
+    """Where an adapter's versions were written to, the oldest first."""
     rows = connection.execute(
         select(
             tables.version.c.number,
@@ -176,9 +178,14 @@ def _find_publications(connection: Connection, name: str, adapter_id: int) -> li
             tables.publication.c.created,
         )
         .join(tables.version, tables.version.c.id == tables.publication.c.version_id)
-        .where(tables.version.c.adapter_id == adapter_id)
+        .join(tables.adapter, tables.adapter.c.id == tables.version.c.adapter_id)
+        .where(tables.adapter.c.name == name)
         .order_by(tables.publication.c.id)
     )
+    return list(rows)
+
+
+def _describe_publications(connection: Connection, name: str) -> list[Event]:
     return [
         Event(
             when=row.created,
@@ -187,5 +194,5 @@ def _find_publications(connection: Connection, name: str, adapter_id: int) -> li
             reference=f"{name}@{row.number}",
             what=f"published version {row.number} to {row.remote} at {row.revision}",
         )
-        for row in rows
+        for row in find_publications(connection, name)
     ]

@@ -53,7 +53,7 @@ class Registry:
     def __repr__(self) -> str:
         return f"Registry({self.database.label!r})"
 
-    def add(
+    def add_files(
         self,
         files: Mapping[str, Path | bytes],
         *,
@@ -162,6 +162,13 @@ class Registry:
         with self.database.write() as connection:
             row_id, _ = reading.find_version(connection, _refer(version))
             history.insert_publication(connection, row_id, remote, revision)
+
+    def publications(self, name: str) -> builtins.list[tuple[str, str, str]]:
+        """Where an adapter's versions were written to, the oldest first: reference, remote,
+        revision. None for an adapter that is not here."""
+        with self.database.read() as connection:
+            rows = history.find_publications(connection, name)
+        return [(f"{name}@{row.number}", row.remote, row.revision) for row in rows]
 
     def verify(self, references: Sequence[str] = ()) -> builtins.list[Fault]:
         """Read every blob of these versions, or everything, and say what is not as it was stored.

@@ -58,7 +58,7 @@ def add(registry: Registry, base: BaseIdentity, empty: Path) -> Callable[..., Ve
             "base": base,
             "config": {"r": 8, "targets": ["query", "value"]},
         }
-        return registry.add(name=name, **(values | changes))
+        return registry.add_files(name=name, **(values | changes))
 
     return add_version
 

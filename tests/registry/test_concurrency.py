@@ -22,7 +22,7 @@ SCRIPT = """if True:
             time.sleep(0.001)
         while not added or time.time() < begin + seconds:
             mine = f"{who} {len(added)}".encode()
-            version = registry.add({"mine": mine, "shared": b"%d" % (len(added) % 3)},
+            version = registry.add_files({"mine": mine, "shared": b"%d" % (len(added) % 3)},
                                    name="sst2", task="t", method="lora", base=base, config={})
             assert registry.read(version, "mine") == mine
             added.append([version.number, mine.decode()])

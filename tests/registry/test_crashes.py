@@ -29,7 +29,7 @@ SCRIPT = """if True:
     base = BaseIdentity("llama", "float32")
 
     def add(home):
-        Registry(home).add({"a.json": b"shared", "b.json": b"new"}, name="sst2", task="t",
+        Registry(home).add_files({"a.json": b"shared", "b.json": b"new"}, name="sst2", task="t",
                            method="lora", base=base, config={}, metrics={"loss": 1.0},
                            parents=["sst2@1"] if template.exists() else [])
 

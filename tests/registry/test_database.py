@@ -39,7 +39,9 @@ def test_a_database_elsewhere_keeps_its_blobs_at_home(
     registry: Registry, base: Any, tmp_path: Any
 ) -> None:
     other = Registry(registry.home, f"sqlite:///{tmp_path}/team/registry.db")
-    version = other.add({"a.json": b"1"}, name="a", task=None, method="lora", base=base, config={})
+    version = other.add_files(
+        {"a.json": b"1"}, name="a", task=None, method="lora", base=base, config={}
+    )
     assert (tmp_path / "team" / "registry.db").is_file()
     assert not (registry.home / "registry.db").exists()
     assert registry.blobs.read(version.files["a.json"], "it") == b"1"

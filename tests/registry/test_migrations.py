@@ -131,7 +131,7 @@ def test_both_databases_refuse_the_same(connection: Connection) -> None:
 
 
 def test_a_registry_is_made_by_the_first_writing(registry: Registry, base: BaseIdentity) -> None:
-    registry.add({"a.json": b"1"}, name="a", task=None, method="lora", base=base, config={})
+    registry.add_files({"a.json": b"1"}, name="a", task=None, method="lora", base=base, config={})
     assert (registry.home / "registry.db").is_file()
     with registry.database.read() as connection:
         assert schema.read_revision(connection) == schema.REVISION

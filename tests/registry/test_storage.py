@@ -22,7 +22,7 @@ START = """if True:
     base = BaseIdentity("llama", "float32")
 
     def add(registry, content, **config):
-        return registry.add({"a.json": content, "b.json": b"b" + content}, name="sst2", task=None,
+        return registry.add_files({"a.json": content, "b.json": b"b" + content}, name="sst2", task=None,
                             method="lora", base=base, config=config)
 
     def report(use):
@@ -129,7 +129,7 @@ def test_a_home_that_can_only_be_read_is_read(
     shared: Path, base: BaseIdentity, run_python: Callable[..., str]
 ) -> None:
     home = shared / "home"
-    version = Registry(home).add(
+    version = Registry(home).add_files(
         {"a.json": b"one"}, name="sst2", task=None, method="lora", base=base, config={}
     )
     before = sorted(home.rglob("*"))
