@@ -24,14 +24,13 @@ if TYPE_CHECKING:
     from hub.adapter import Adapter
     from hub.attachment import Attachment, attach
     from hub.composition import Stack
-    from hub.evaluation import evaluate
     from hub.hookspecs import hookimpl
     from hub.method import Method, Training, drop_neutral
     from hub.references import load
     from hub.registration import Registry
     from hub.remotes import pull, push
     from hub.sites import Site
-    from hub.training import train
+    from hub.training import evaluate, train
 
 __version__ = "0.1.0"
 
@@ -65,7 +64,7 @@ _HOMES = {
     "Training": "method",
     "attach": "attachment",
     "drop_neutral": "method",
-    "evaluate": "evaluation",
+    "evaluate": "training",
     "hookimpl": "hookspecs",
     "load": "references",
     "pull": "remotes",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -107,9 +108,16 @@ def name_quantization(config: Any) -> str | None:
 
 
 def hash_tokenizer(tokenizer: Any) -> str:
-    """sha256 of what a tokenizer does: its fast backend's state, or its vocabulary."""
+    """sha256 of what a tokenizer does: its fast backend's state, or its vocabulary.
+
+    The padding and truncation of the last call are part of that state, and left out.
+    """
     backend = getattr(tokenizer, "backend_tokenizer", None)
-    text = backend.to_str() if backend is not None else repr(sorted(tokenizer.get_vocab().items()))
+    if backend is None:
+        text = repr(sorted(tokenizer.get_vocab().items()))
+    else:
+        state = {**json.loads(backend.to_str()), "padding": None, "truncation": None}
+        text = json.dumps(state, sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()
 
 

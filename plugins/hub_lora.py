@@ -113,10 +113,15 @@ class LoRALayer(nn.Module):
             x = x.to(A.dtype)
         if self.dropout and self.training:
             x = F.dropout(x, self.dropout)
-        change = F.linear(F.linear(x, A), B)
+        h = F.linear(x, A)
+        # Scaled where it is narrow, so that the backward pass has no product more of y's size; and
+        # where nothing is to be differentiated, added into y, which is the projection's alone.
+        if torch.is_grad_enabled():
+            return y + F.linear(h * self.scaling, B).to(y.dtype)
+        change = F.linear(h, B)
         if change.dtype != y.dtype:
             change = change.to(y.dtype)
-        return torch.add(y, change, alpha=self.scaling)
+        return y.add_(change, alpha=self.scaling)
 
 
 class LoRA(hub.Method[LoRAConfig]):

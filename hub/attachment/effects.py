@@ -77,14 +77,24 @@ class KeywordEffect(Effect):
 
 
 class HeadHook:
-    """A forward hook: the adapter's head answers in place of the base's."""
+    """A forward hook: the adapter's head answers in place of the base's.
+
+    A head that learns is in float32 over a base in half precision.
+    """
 
     def __init__(self, head: nn.Module, switch: Switch) -> None:
         self.head = head
         self.switch = switch
 
-    def __call__(self, module: nn.Module, args: Any, kwargs: Any, output: Any) -> Any:
-        return self.head(*args, **kwargs) if self.switch.on else None
+    def __call__(
+        self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any
+    ) -> Any:
+        if not self.switch.on:
+            return None
+        dtype = next(self.head.parameters()).dtype
+        args = tuple(cast_floating(value, dtype) for value in args)
+        kwargs = {name: cast_floating(value, dtype) for name, value in kwargs.items()}
+        return self.head(*args, **kwargs).to(output.dtype)
 
 
 class CheckpointGuard:
@@ -116,6 +126,12 @@ class CheckpointGuard:
         for tensor in walk_tensors(output):
             if tensor.requires_grad:
                 tensor.register_hook(check)  # type: ignore[no-untyped-call]
+
+
+def cast_floating(value: Any, dtype: torch.dtype) -> Any:
+    """A floating tensor in another precision; anything else as it is."""
+    floating = isinstance(value, torch.Tensor) and value.is_floating_point()
+    return value.to(dtype) if floating else value
 
 
 def walk_tensors(value: Any) -> Iterator[torch.Tensor]:

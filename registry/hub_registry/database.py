@@ -89,14 +89,14 @@ class Database:
         """A connection that sees one state of the registry; one that does not exist yet is empty.
         Raises StorageError, SchemaError."""
         if not self.exists():
-            with _open_empty() as connection:
+            with _open_empty(self.label) as connection:
                 yield connection
             return
         with self._errors(), self._engine.connect() as connection:
             if not self.checked:
                 revision = schema.read_revision(connection)
                 if revision is None:
-                    with _open_empty() as empty:
+                    with _open_empty(self.label) as empty:
                         yield empty
                     return
                 schema.check_revision(connection, revision)
@@ -245,9 +245,10 @@ def _open_sqlite(path: Path) -> sqlite3.Connection:
 
 
 @contextlib.contextmanager
-def _open_empty() -> Iterator[Connection]:
-    """A registry without rows, in memory."""
-    with create_engine("sqlite://", poolclass=NullPool).connect() as connection:
+def _open_empty(label: str) -> Iterator[Connection]:
+    """A registry without rows, in memory, that goes by the name of the one that is not there."""
+    engine = create_engine("sqlite://", poolclass=NullPool, execution_options={"hub_label": label})
+    with engine.connect() as connection:
         for table in tables.ALL:
             names = ", ".join(column.name for column in table.c)
             connection.exec_driver_sql(f"CREATE TABLE {table.name} ({names})")

@@ -8,7 +8,7 @@ import os
 from datetime import UTC, datetime
 from typing import Any
 
-from sqlalchemy import Connection, Row, insert, select
+from sqlalchemy import Connection, insert, select
 
 from hub_registry import tables
 from hub_registry.errors import RegistryError
@@ -167,7 +167,7 @@ def _find_moves(connection: Connection, name: str, adapter_id: int) -> list[Even
     return events
 
 
-def find_publications(connection: Connection, name: str) -> list[Row[Any]]:
+def find_publications(connection: Connection, name: str) -> list[Any]:
     """Where an adapter's versions were written to, the oldest first."""
     rows = connection.execute(
         select(
@@ -182,7 +182,7 @@ def find_publications(connection: Connection, name: str) -> list[Row[Any]]:
         .where(tables.adapter.c.name == name)
         .order_by(tables.publication.c.id)
     )
-    return list(rows)
+    return list(rows.all())
 
 
 def _describe_publications(connection: Connection, name: str) -> list[Event]:

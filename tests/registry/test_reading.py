@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -126,3 +127,8 @@ def test_where_a_registry_is_comes_from_the_environment(
     monkeypatch.delenv("HUB_HOME")
     monkeypatch.setenv("HOME", str(tmp_path))
     assert Registry().home == tmp_path / ".cache" / "pefthub"
+
+
+def test_a_registry_that_is_not_there_is_named_by_its_place(tmp_path: Path) -> None:
+    with pytest.raises(UnknownReference, match=re.escape(str(tmp_path / "none"))):
+        Registry(tmp_path / "none").get("sst2")

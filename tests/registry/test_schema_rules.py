@@ -32,8 +32,15 @@ def filled(tmp_path_factory: pytest.TempPathFactory) -> Path:
         ("sst2", b"2", ("sst2@1",)),
         ("b", b"3", ()),
     ):
-        registry.add_files({"a.json": content}, name=name, task="a", method="lora", base=base, config={},
-                     parents=parents)  # fmt: skip
+        registry.add_files(
+            {"a.json": content},
+            name=name,
+            task="a",
+            method="lora",
+            base=base,
+            config={},
+            parents=parents,
+        )
     registry.alias("sst2@1", "production")
     registry.record_metric("sst2@1", "accuracy", 0.5)
     registry.record_publication("sst2@1", "hf://org/repo", "abc")

@@ -22,8 +22,9 @@ START = """if True:
     base = BaseIdentity("llama", "float32")
 
     def add(registry, content, **config):
-        return registry.add_files({"a.json": content, "b.json": b"b" + content}, name="sst2", task=None,
-                            method="lora", base=base, config=config)
+        files = {"a.json": content, "b.json": b"b" + content}
+        return registry.add_files(files, name="sst2", task=None, method="lora", base=base,
+                                  config=config)
 
     def report(use):
         try:

@@ -1,0 +1,281 @@
+"""Training: an adapter learns from a dataset, on a base that stays as it was."""
+
+from __future__ import annotations
+
+import logging
+import math
+import tempfile
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from importlib.metadata import version
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from hub.adapter import Adapter
+from hub.attachment import Attachment, attach
+from hub.errors import PackageMissing, TrainError
+from hub.training.checkpoints import begin_run, describe_run, resume_run
+from hub.training.data import Data, read_examples
+from hub.training.encoding import collate, find_kind, make_encoder
+from hub.training.evaluation import Evaluator
+from hub.training.keeping import keep_adapter_on_error, keep_model, keep_random_state
+from hub.training.labels import Labels, settle_labels
+from hub.training.metrics import choose_metrics
+from hub.training.options import Options, make_arguments
+
+if TYPE_CHECKING:
+    from transformers import TrainerCallback
+
+log = logging.getLogger("hub")
+
+
+@dataclass(frozen=True)
+class TrainResult:
+    """What a run came to.
+
+    steps: optimizer steps, those of an earlier part of a resumed run with them.
+    loss: the last one logged; losses: all, as (step, mean since the one before).
+    evaluations: what was measured at each checkpoint, as (step, value by metric).
+    metrics: what the adapter, as it is left, was measured at; empty without `eval_dataset`.
+    best_step: whose checkpoint the adapter holds now; None without `eval_dataset`.
+    seconds: the time that this call took.
+    truncated: how many prompts were cut to `max_length`.
+    output: the folder with the checkpoints; None when they were temporary.
+    """
+
+    steps: int
+    loss: float
+    losses: tuple[tuple[int, float], ...]
+    evaluations: tuple[tuple[int, Mapping[str, float]], ...]
+    metrics: Mapping[str, float]
+    best_step: int | None
+    seconds: float
+    truncated: int
+    output: Path | None
+
+
+def train(
+    model: Any,
+    adapter: Adapter,
+    dataset: Data,
+    *,
+    tokenizer: Any,
+    template: str,
+    eval_dataset: Data | None = None,
+    metric: str | None = None,
+    epochs: float = 3,
+    max_steps: int | None = None,
+    learning_rate: float = 2e-4,
+    batch_size: int = 8,
+    gradient_accumulation: int = 1,
+    warmup: float = 0.06,
+    weight_decay: float = 0.0,
+    max_length: int | None = None,
+    seed: int = 0,
+    save_steps: int | None = None,
+    output: str | Path | None = None,
+    resume: bool = False,
+    choices: Sequence[str] | None = None,
+    max_new_tokens: int | None = None,
+    callbacks: Sequence[TrainerCallback] = (),
+    allow_other_base: bool = False,
+) -> TrainResult:
+    """Train `adapter` on `model` and a dataset, with transformers' Trainer, where the model is.
+
+    The adapter is attached for it and detached again, or, where it is attached already and
+    learns, trained as it stands. Its tensors are trained in place, `metrics` and `lineage` filled
+    in. The model is as it was afterwards; when anything is raised the adapter is too.
+
+    dataset: a `datasets.Dataset`, or the path of a JSONL, CSV or Parquet file.
+    template: Jinja2, prompt and completion divided by ``|||``: ``{{ text }}|||{{ label }}``.
+        A causal or encoder-decoder model learns the completion and where it ends. A sequence
+        classifier learns which class it names: one of the model's `label2id`, a number, else
+        names are numbered in sorted order and kept in ``lineage["labels"]``.
+    eval_dataset: measured at every checkpoint; the adapter is left as it was at the best one.
+    metric: by which the best is chosen, see `hub.metrics`; accuracy for a classifier and
+        perplexity for a language model when left out. `choices` and `max_new_tokens` are for it,
+        see `hub.evaluate`.
+    epochs: times over the dataset; max_steps: optimizer steps, instead.
+    learning_rate: the highest, after `warmup` (a share of the steps); from there it falls to 0.
+    batch_size: rows at once; gradient_accumulation: times that, in one step.
+    max_length: tokens of a row; the model's limit, at most 1024, when left out. A prompt is cut
+        from the left to fit, a completion never.
+    save_steps: a checkpoint every so many steps; after every epoch when left out.
+    output: a folder for the checkpoints; a temporary one when left out.
+    resume: go on with the run in `output` from its last checkpoint, exactly as if it had never
+        stopped.
+    callbacks: transformers' own, for logging elsewhere or stopping early.
+
+    Raises DataError on the dataset, the template or the metric; TrainError on an option, a run
+    that can't be resumed, a loss that is no number, or too little memory; PackageMissing; FileError
+    where a checkpoint can't be written or read; and what `attach` raises.
+    """
+    options = Options(
+        epochs,
+        max_steps,
+        learning_rate,
+        batch_size,
+        gradient_accumulation,
+        warmup,
+        weight_decay,
+        seed,
+        save_steps,
+    )
+    if find_spec("accelerate") is None:
+        raise PackageMissing("accelerate", "train")
+    from hub.training.loop import AdapterTrainer
+
+    if resume and output is None:
+        raise TrainError("resume=True needs output, the folder that holds the run")
+    model = getattr(model, "_orig_mod", model)
+    kind = find_kind(model)
+    metrics = choose_metrics(metric, kind, bool(choices)) if eval_dataset is not None else []
+    examples = read_examples(dataset, template)
+    measured = read_examples(eval_dataset, template) if eval_dataset is not None else None
+    encoder = make_encoder(model, tokenizer, kind, max_length)
+    labels = None
+    if kind == "classification":
+        labels = settle_labels(examples, model.config, adapter.lineage.get("labels", ()))
+    rows, truncated = encoder.encode(examples, labels)
+    if truncated:
+        log.warning(
+            "%d of %d prompts were cut to fit max_length=%d tokens",
+            truncated,
+            len(rows),
+            encoder.max_length,
+        )
+    evaluator = None
+    if measured is not None:
+        evaluator = Evaluator(
+            model,
+            encoder,
+            metrics,
+            measured,
+            labels=labels,
+            batch_size=batch_size,
+            max_new_tokens=max_new_tokens,
+            choices=choices or (),
+        )
+    run = describe_run(model, adapter, examples, measured, encoder, options, metrics)
+    start = time.monotonic()
+    with (
+        keep_random_state(model),
+        keep_adapter_on_error(adapter),
+        keep_model(model),
+        put_on(model, adapter, allow_other_base) as attachment,
+        open_output(output) as folder,
+    ):
+        checkpoint = resume_run(folder, run) if resume else None
+        if not resume:
+            begin_run(folder, run)
+        begin_lineage(adapter, run, labels)
+        adapter.lineage["training"] = story = {
+            "dataset": dict(examples.source),
+            "eval_dataset": dict(measured.source) if measured is not None else None,
+            "template": template,
+            "truncated": truncated,
+            "options": run["options"],
+            "versions": list_versions(),
+        }
+        if kind == "classification":
+            encoder.settle_padding(model)
+        # A quantized model is trained only when it says that it carries adapters.
+        if getattr(model, "is_quantized", False):
+            model._hf_peft_config_loaded = True
+        saves = output is not None or evaluator is not None
+        trainer = AdapterTrainer(
+            adapter,
+            attachment,
+            evaluator,
+            list(callbacks),
+            model=model,
+            args=make_arguments(model, folder, options, len(rows), saves, metrics),
+            train_dataset=rows,
+            data_collator=lambda batch: collate(batch, encoder.pad),
+        )
+        try:
+            trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+            best = trainer.load_best()
+            trainer.check_tensors()
+        finally:
+            for parameter in attachment.parameters():
+                parameter.grad = None
+        result = TrainResult(
+            steps=trainer.state.global_step,
+            loss=trainer.losses[-1][1] if trainer.losses else math.nan,
+            losses=trainer.losses,
+            evaluations=trainer.evaluations,
+            metrics=dict(adapter.metrics),
+            best_step=best,
+            seconds=time.monotonic() - start,
+            truncated=truncated,
+            output=folder if output is not None else None,
+        )
+        adapter.lineage["training"] = {
+            **story,
+            "steps": result.steps,
+            "best_step": best,
+            "loss": result.loss if trainer.losses else None,
+            "seconds": round(result.seconds, 3),
+        }
+        return result
+
+
+@contextmanager
+def put_on(model: Any, adapter: Adapter, allow_other_base: bool) -> Iterator[Attachment]:
+    """`adapter`, attached and learning. Raises TrainError where something else would learn too."""
+    present = Attachment.of(model)
+    if present is None:
+        with attach(
+            model, adapter, trainable=[adapter], allow_other_base=allow_other_base
+        ) as attachment:
+            yield attachment
+        return
+    learning = {id(p) for p in present.parameters()}
+    own = {id(p) for p in adapter.tensors.values()}
+    if not any(a is adapter for a in present.active):
+        names = ", ".join(a.label for a in present.active)
+        raise TrainError(
+            f"the model carries {names}, not this adapter; detach first, or attach it with them"
+        )
+    if not learning & own:
+        raise TrainError(
+            f"adapter {adapter.label} is attached but does not learn; attach it with "
+            "trainable=[adapter]"
+        )
+    if learning - own:
+        raise TrainError(
+            "another adapter on this model learns too, and a run trains one; attach them with "
+            "trainable=[adapter]"
+        )
+    yield present
+
+
+@contextmanager
+def open_output(output: str | Path | None) -> Iterator[Path]:
+    """The folder for a run's checkpoints."""
+    if output is not None:
+        yield Path(output).expanduser().absolute()
+        return
+    with tempfile.TemporaryDirectory(prefix="pefthub-") as scratch:
+        yield Path(scratch)
+
+
+def begin_lineage(adapter: Adapter, run: Mapping[str, Any], labels: Labels | None) -> None:
+    """Say that what was true of the adapter before is so no more, and what it came from."""
+    lineage = dict(adapter.lineage)
+    if adapter.reference is not None:
+        lineage["parents"] = [adapter.reference]
+    if labels is not None and labels.names:
+        lineage["labels"] = list(labels.names)
+    adapter.lineage, adapter.reference, adapter.metrics = lineage, None, {}
+    if adapter.base is not None and adapter.base.tokenizer is None:
+        adapter.base = replace(adapter.base, tokenizer=run["tokenizer"])
+
+
+def list_versions() -> dict[str, str]:
+    """The versions of what computes."""
+    return {name: version(name) for name in ("pefthub", "torch", "transformers")}
