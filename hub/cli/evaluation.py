@@ -1,0 +1,112 @@
+"""The command that measures."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from hub.cli import models
+from hub.cli.commands import Command, json_option
+from hub.cli.output import print_json, print_pairs
+from hub.cli.registry import open_registry
+from hub.errors import DataError
+
+if TYPE_CHECKING:
+    from hub.adapter import Adapter
+
+
+@click.command(
+    "eval",
+    cls=Command,
+    examples=(
+        "hub eval reviews@1 --data test.jsonl",
+        "hub eval ./qa --base ./llama --data qa.csv --template '{{ question }}|||{{ answer }}' "
+        "--metric rougeL --metric exact_match",
+    ),
+)
+@click.argument("reference")
+@click.option("--data", required=True, help="Rows to measure on: .jsonl, .csv or .parquet.")
+@click.option("--base", help="The base model; the one that it was trained on when left out.")
+@click.option("--template", help="As for `hub train`; the one of the training when left out.")
+@click.option(
+    "--metric",
+    "metrics",
+    multiple=True,
+    help="accuracy, exact_match, rouge1, rouge2, rougeL or perplexity; more than one is fine.",
+)
+@click.option("--choice", "choices", multiple=True, help="A completion to choose from.")
+@click.option("--batch-size", type=int, default=8, show_default=True, help="Rows at once.")
+@click.option("--max-length", type=int, help="Tokens of a row, cut to fit.")
+@click.option("--no-record", is_flag=True, help="Don't keep the metrics in the registry.")
+@json_option("reference", "metrics", "samples", "truncated", "recorded")
+def evaluate_adapter(
+    reference: str,
+    data: str,
+    base: str | None,
+    template: str | None,
+    metrics: tuple[str, ...],
+    choices: tuple[str, ...],
+    batch_size: int,
+    max_length: int | None,
+    no_record: bool,
+    as_json: bool,
+) -> None:
+    """Measure an adapter, and record the metrics with its version.
+
+    REFERENCE is name@number, name@alias, name, ./folder, or hf://org/repo@revision.
+    """
+    with models.quiet_libraries():
+        import hub
+        from hub.training.data import read_examples
+
+        registry, version = open_registry(), None
+        if "/" in reference or reference.startswith((".", "~")):
+            adapter = hub.load(reference)
+        else:
+            version = registry.get(reference)
+            adapter = registry.load(version)
+        template = template or find_template(adapter)
+        read_examples(data, template)
+        model, tokenizer = models.load_base_of(adapter, base)
+        evaluation = hub.evaluate(
+            model,
+            adapter,
+            data,
+            tokenizer=tokenizer,
+            template=template,
+            metrics=metrics or None,
+            choices=choices or None,
+            batch_size=batch_size,
+            max_length=max_length,
+        )
+    recorded = version is not None and not no_record
+    if version is not None and recorded:
+        for name, value in evaluation.metrics.items():
+            registry.record_metric(
+                version, name, value, dataset=Path(data).name, samples=evaluation.samples
+            )
+    if as_json:
+        print_json(
+            {
+                "reference": version.reference if version is not None else reference,
+                "metrics": evaluation.metrics,
+                "samples": evaluation.samples,
+                "truncated": evaluation.truncated,
+                "recorded": recorded,
+            }
+        )
+        return
+    click.echo(click.style(version.reference if version is not None else reference, bold=True))
+    print_pairs({name: f"{value:.6g}" for name, value in evaluation.metrics.items()})
+    print_pairs({"samples": str(evaluation.samples), "recorded": "yes" if recorded else "no"})
+
+
+def find_template(adapter: Adapter) -> str:
+    """The template that an adapter was trained with. Raises DataError."""
+    training = adapter.lineage.get("training")
+    template = training.get("template") if isinstance(training, dict) else None
+    if not isinstance(template, str):
+        raise DataError(f"{adapter.label} does not say its template; give it with --template")
+    return template

@@ -1,0 +1,70 @@
+"""Commands between the registry and a folder: export and import."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from hub.cli import models
+from hub.cli.commands import Command, json_option
+from hub.cli.output import show_progress
+from hub.cli.registry import ADDED, open_registry, report_added
+
+if TYPE_CHECKING:
+    from hub_registry import BaseIdentity
+
+
+@click.command("export", cls=Command, examples=("hub export reviews@production ./reviews-lora",))
+@click.argument("reference")
+@click.argument("folder", type=click.Path(path_type=Path))
+def export_version(reference: str, folder: Path) -> None:
+    """Write the files of a version to a new folder, verified.
+
+    peft, and what reads its files, loads them from there.
+    """
+    registry = open_registry()
+    version = registry.get(reference)
+    registry.export(version, folder.expanduser())
+    click.echo(f"{version.reference} is in {folder}")
+
+
+@click.command(
+    "import",
+    cls=Command,
+    examples=(
+        "hub import ./peft-folder --name reviews --task sentiment",
+        "hub import ./peft-folder --name reviews --base bert-base-uncased",
+    ),
+)
+@click.argument("folder", type=click.Path(path_type=Path))
+@click.option("--name", required=True, help="Register it as the next version of this name.")
+@click.option("--task", help="What the adapter is for.")
+@click.option("--base", help="The base that it was trained on, where its files don't say.")
+@click.option("--note", help="Kept with the version.")
+@json_option(*ADDED)
+def import_folder(
+    folder: Path, name: str, task: str | None, base: str | None, note: str | None, as_json: bool
+) -> None:
+    """Register the adapter in a folder: one of hub's, or peft's own.
+
+    A peft folder does not say which weights it was trained on. With --base it is bound to those;
+    without, it loads onto any base with a note.
+    """
+    registry = open_registry()
+    identity = identify(base, folder) if base is not None else None
+    with show_progress(f"reading {folder}"):
+        version = registry.add(folder.expanduser(), name=name, task=task, note=note, base=identity)
+    report_added(version, str(folder), as_json)
+
+
+def identify(base: str, folder: Path) -> BaseIdentity:
+    """The identity of a base, loaded as the adapter in `folder` needs it. Raises HubError."""
+    with models.quiet_libraries():
+        from hub.files import CONFIG, read_contents, read_json
+        from hub.identity import identify_base
+
+        config = read_json(folder / CONFIG, read_contents(folder.expanduser())[CONFIG])
+        kind = models.KINDS_BY_TASK.get(str(config.get("task_type")))
+        return identify_base(models.load_model(base, kind))

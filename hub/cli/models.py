@@ -1,0 +1,187 @@
+"""Base models for commands: loaded by transformers, with every failure in one line.
+
+A base is written as a folder, `org/repo`, or `org/repo@revision`.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from hub.cli.output import notify, show_progress
+from hub.errors import HubError
+
+if TYPE_CHECKING:
+    from hub.adapter import Adapter
+    from hub.training.metrics import Kind
+    from hub_registry import BaseIdentity
+
+KINDS: tuple[Kind, ...] = ("causal", "seq2seq", "classification")
+# peft's words for what a model is for, and transformers' class for each of ours.
+KINDS_BY_TASK: dict[str, Kind] = {
+    "CAUSAL_LM": "causal",
+    "SEQ_2_SEQ_LM": "seq2seq",
+    "SEQ_CLS": "classification",
+}
+CLASSES: dict[Kind | None, str] = {
+    "causal": "AutoModelForCausalLM",
+    "seq2seq": "AutoModelForSeq2SeqLM",
+    "classification": "AutoModelForSequenceClassification",
+    None: "AutoModel",
+}
+
+
+@contextmanager
+def quiet_libraries() -> Iterator[None]:
+    """Import what is heavy, and keep its logs and bars off the terminal meanwhile."""
+    with show_progress("importing torch and transformers"):
+        import torch  # noqa: F401
+        from transformers.utils import logging as chatter
+    verbosity, bars = chatter.get_verbosity(), chatter.is_progress_bar_enabled()
+    chatter.set_verbosity(logging.ERROR)
+    chatter.disable_progress_bar()  # type: ignore[no-untyped-call]
+    try:
+        yield
+    finally:
+        chatter.set_verbosity(verbosity)
+        if bars:
+            chatter.enable_progress_bar()  # type: ignore[no-untyped-call]
+
+
+def load_model(base: str, kind: Kind | None, num_labels: int | None = None) -> Any:
+    """A base model on the accelerator, where there is one. Raises HubError.
+
+    What the files lack is drawn at random, and always the same: an adapter belongs to these very
+    weights. For a head that is as it should be; the rest of the model is worth a note.
+    """
+    import torch
+    import transformers
+
+    from hub.adapter import lies_in
+    from hub.heads import find_heads
+
+    torch.manual_seed(0)
+    changes: dict[str, Any] = {}
+    if num_labels is not None:
+        changes = {"num_labels": num_labels, "ignore_mismatched_sizes": True}
+    with show_progress(f"loading {base}"), explain_loading(base, "model"):
+        model, report = getattr(transformers, CLASSES[kind]).from_pretrained(
+            **locate(base), **changes, output_loading_info=True
+        )
+        if torch.accelerator.is_available():
+            model = model.to(torch.accelerator.current_accelerator())
+    heads = (*find_heads(model), "lm_head")
+    if missing := sorted(name for name in report["missing_keys"] if not lies_in(name, heads)):
+        more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
+        notify(
+            f"the base {base} has no weights for {missing[0]}{more}: they are random here, and "
+            "others wherever else it is loaded; take a base that has them"
+        )
+    return model
+
+
+def load_tokenizer(base: str) -> Any:
+    """The tokenizer of a base. Raises HubError."""
+    from transformers import AutoTokenizer
+
+    with explain_loading(base, "tokenizer"):
+        return AutoTokenizer.from_pretrained(**locate(base))
+
+
+def load_config(base: str) -> Any:
+    """The configuration of a base. Raises HubError."""
+    from transformers import AutoConfig
+
+    with explain_loading(base, "configuration"):
+        return AutoConfig.from_pretrained(**locate(base))
+
+
+def locate(base: str) -> dict[str, Any]:
+    """What `from_pretrained` takes for a base. Code out of its files is never run."""
+    path = Path(base).expanduser()
+    if path.exists() or base.startswith((".", "/", "~")):
+        if not path.is_dir():
+            what = "is a file" if path.exists() else "does not exist"
+            raise HubError(f"the base {base} {what}; give the folder of a model, or org/repo")
+        return {"pretrained_model_name_or_path": str(path), "trust_remote_code": False}
+    repo, _, revision = base.partition("@")
+    return {
+        "pretrained_model_name_or_path": repo,
+        "revision": revision or None,
+        "trust_remote_code": False,
+    }
+
+
+@contextmanager
+def explain_loading(base: str, what: str) -> Iterator[None]:
+    """Turn whatever transformers raises into one HubError."""
+    try:
+        yield
+    except HubError:
+        raise
+    except Exception as error:
+        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+        why = lines[0].rstrip(".") if lines else type(error).__name__
+        raise HubError(
+            f"can't load the {what} of the base {base}: {why}; give the folder of a transformers "
+            "model, or its repository on the Hub as org/repo or org/repo@revision"
+        ) from error
+
+
+def choose_kind(config: Any) -> Kind:
+    """What a base learns when nothing is said: what it was made for, and classification where
+    that was to fill gaps in a text."""
+    names = " ".join(getattr(config, "architectures", None) or ())
+    if "ForSequenceClassification" in names:
+        return "classification"
+    if getattr(config, "is_encoder_decoder", False):
+        return "seq2seq"
+    if "ForMaskedLM" in names or "ForPreTraining" in names or names.endswith("Model"):
+        return "causal" if names.endswith("LMHeadModel") else "classification"
+    return "causal"
+
+
+def count_labels(texts: Sequence[str], config: Any) -> int:
+    """How many classes a head needs for these labels: as many as the base has where it knows them
+    all by name, else as many as there are, or up to the highest number. Raises DataError."""
+    from hub.errors import DataError
+
+    known = set(map(str, config.id2label.values()))
+    distinct = {text.strip() for text in texts}
+    if distinct <= known:
+        return len(known)
+    if all(text.isascii() and text.isdigit() for text in distinct):
+        return max(2, *(int(text) + 1 for text in distinct))
+    if len(distinct) < 2:
+        raise DataError(
+            f"every row has the label {next(iter(distinct))!r}; a classifier needs two or more: "
+            "check the template, or use --kind causal"
+        )
+    return len(distinct)
+
+
+def load_base_of(adapter: Adapter, base: str | None) -> tuple[Any, Any]:
+    """The model and the tokenizer to measure an adapter on: `base`, or where it was trained.
+    Raises HubError."""
+    base = base or name_base(adapter.base)
+    if base is None:
+        raise HubError(f"{adapter.label} does not say which base it is for; give it with --base")
+    kind = KINDS_BY_TASK.get(adapter.task_type or "") or choose_kind(load_config(base))
+    heads = [
+        tensor
+        for name, tensor in adapter.tensors.items()
+        if name.startswith(tuple(f"{path}." for path in adapter.heads)) and tensor.dim() == 2
+    ]
+    labels = len(heads[-1]) if heads and kind == "classification" else None
+    return load_model(base, kind, labels), load_tokenizer(base)
+
+
+def name_base(identity: BaseIdentity | None) -> str | None:
+    """A base as `--base` takes it; None where it is not known."""
+    if identity is None or not identity.repo:
+        return None
+    at = f"@{identity.revision}" if identity.revision else ""
+    return identity.repo + at

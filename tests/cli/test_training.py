@@ -1,0 +1,247 @@
+"""`hub train` and `hub eval`."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from transformers import AutoConfig
+
+import hub
+from hub.cli.models import choose_kind
+from hub.cli.training import register
+from tests.cli.conftest import Run
+from tests.tiny import build_tiny
+
+QUICK = "--max-steps 2 --batch-size 4"
+TRAIN = f"train --base bert --method lora --data reviews.jsonl {QUICK}"
+
+
+def test_train_registers_a_version_and_tells_its_share(run: Run, registry: hub.Registry) -> None:
+    result = run(f"{TRAIN} --name reviews --task sentiment --set r=2 --set targets=attention")
+    version = registry.get("reviews@1")
+    assert (version.method, version.task, version.config["r"]) == ("lora", "sentiment", 2)
+    assert all("attention" in path for path in version.config["targets"])
+    assert result.stdout.splitlines()[0] == "reviews@1"
+    assert "trainable" in result.stdout
+    assert result.stderr == ""
+
+
+def test_train_finds_the_labels_in_the_data(read: Callable[..., Any]) -> None:
+    rows = [{"text": f"a {word} film", "label": word} for word in ("dull", "fine", "cold")]
+    Path("three.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    read(f"train --base bert --method lora --data three.jsonl {QUICK} --name three")
+    adapter = hub.load("three@1")
+    assert adapter.lineage["labels"] == ["cold", "dull", "fine"]
+    assert len(adapter.tensors["classifier.weight"]) == 3
+
+
+def test_train_counts_numbered_labels_to_the_highest(read: Callable[..., Any]) -> None:
+    Path("numbers.csv").write_text("text,label\na dull film,0\na fine film,4\n")
+    read(f"train --base bert --method lora --data numbers.csv {QUICK} --name numbers")
+    assert len(hub.load("numbers@1").tensors["classifier.weight"]) == 5
+
+
+def test_train_json_has_the_numbers(read: Callable[..., Any]) -> None:
+    document = read(f"{TRAIN} --name reviews --eval-data test.jsonl")
+    assert document["reference"] == "reviews@1"
+    assert document["steps"] == 2
+    assert document["metrics"].keys() == {"accuracy"}
+    assert 0 < document["trainable"] < document["total"]
+    assert document["output"] is None
+
+
+def test_train_learns_what_the_data_says(read: Callable[..., Any]) -> None:
+    line = "train --base bert --method lora --data reviews.jsonl --eval-data reviews.jsonl"
+    document = read(f"{line} --name reviews --epochs 30 --learning-rate 0.02")
+    assert document["metrics"]["accuracy"] == 1.0
+
+
+def test_train_a_language_model_by_its_base(read: Callable[..., Any]) -> None:
+    document = read(
+        f"train --base ./llama --method houlsby --data reviews.jsonl --name words "
+        f"--eval-data test.jsonl --metric accuracy --choice good --choice bad {QUICK}"
+    )
+    assert document["metrics"].keys() == {"accuracy"}
+    assert hub.load("words").task_type == "CAUSAL_LM"
+
+
+def test_train_into_a_folder_loads_from_there(run: Run, registry: hub.Registry) -> None:
+    assert run(f"{TRAIN} --output out").stdout.startswith("out\n")
+    assert hub.load("./out").method == "lora"
+    assert registry.adapters() == []
+
+
+def test_train_again_into_a_folder_keeps_what_is_there(run: Run, fail: Callable[..., str]) -> None:
+    run(f"{TRAIN} --output out")
+    before = Path("out/adapter_model.safetensors").read_bytes()
+    assert "out holds an adapter already" in fail(f"{TRAIN} --output out --seed 1")
+    assert Path("out/adapter_model.safetensors").read_bytes() == before
+
+
+def test_train_resumes_to_the_same_adapter(run: Run) -> None:
+    line = "train --base bert --method lora --data reviews.jsonl --epochs 2 --batch-size 8"
+    run(f"{line} --output whole")
+    run(f"{line} --output halves")
+    # As a kill after the first of the two epochs leaves it.
+    last = max(Path("halves/checkpoints").glob("checkpoint-*"), key=lambda p: int(p.name[11:]))
+    (last / "trainer_state.json").unlink()
+    for path in Path("halves").glob("adapter_*"):
+        path.unlink()
+    Path("halves/hub.json").unlink()
+    run(f"{line} --output halves --resume")
+    name = "adapter_model.safetensors"
+    assert Path("whole", name).read_bytes() == Path("halves", name).read_bytes()
+
+
+def test_train_with_the_same_seed_gives_the_same_version(
+    read: Callable[..., Any], registry: hub.Registry
+) -> None:
+    for name in ("a", "b"):
+        read(f"{TRAIN} --name {name} --seed 3")
+    tensors = [registry.get(name).files["adapter_model.safetensors"] for name in ("a", "b")]
+    assert tensors[0] == tensors[1]
+
+
+@pytest.mark.parametrize(
+    ("change", "expected"),
+    [
+        ("--method lra", "no method 'lra'"),
+        ("--set r=0", "lora: r is 0"),
+        ("--set rank=4", "lora has no option 'rank'"),
+        ("--data nothing.jsonl", "nothing.jsonl does not exist"),
+        ("--template '{{ txt }}|||{{ label }}'", "'txt' is undefined"),
+        ("--base ./nothing", "the base ./nothing does not exist"),
+        ("--base reviews.jsonl", "the base reviews.jsonl is a file"),
+        ("--base org/nothing/at/all", "can't load the configuration of the base org/nothing"),
+        ("--name 'a b'", "'a b' can't be the name of a adapter"),
+        ("--task ''", "can't be a task"),
+        ("--output reviews.jsonl", "reviews.jsonl is a file"),
+        ("--eval-data test.jsonl --metric f1", "no metric 'f1'"),
+        ("--batch-size 0", "batch_size is 0"),
+        ("--resume --output new", "holds no run to resume"),
+    ],
+)
+def test_train_fails_in_one_line(change: str, expected: str, fail: Callable[..., str]) -> None:
+    assert expected in fail(f"{TRAIN} --name reviews {change}")
+
+
+@pytest.mark.parametrize(
+    ("line", "expected"),
+    [
+        (TRAIN, "--name, --output, or both"),
+        (f"{TRAIN} --name a --resume", "--resume needs --output"),
+        (f"{TRAIN} --name a --set r", "write --set r=8"),
+        (f"{TRAIN} --name a --kind other", "'other' is not one of"),
+    ],
+)
+def test_train_wrong_usage_exits_2(line: str, expected: str, run: Run) -> None:
+    assert expected in run(line, 2).stderr
+
+
+def test_what_could_not_be_registered_is_kept(
+    registry: hub.Registry, model: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    adapter = hub.Adapter.create("lora", model)
+    with pytest.raises(hub.HubError, match="can't be the name"):
+        register(registry, adapter, "a b", None)
+    kept = re.search(r"the trained adapter is in (.+?); add it with", capsys.readouterr().err)
+    assert kept is not None
+    assert hub.load(kept[1]).tensors.keys() == adapter.tensors.keys()
+    shutil.rmtree(kept[1])
+
+
+@pytest.mark.parametrize(
+    ("kind", "architecture", "expected"),
+    [
+        ("bert", "BertForMaskedLM", "classification"),
+        ("bert", "BertForPreTraining", "classification"),
+        ("bert", "BertModel", "classification"),
+        ("llama", "LlamaForSequenceClassification", "classification"),
+        ("llama", "LlamaForCausalLM", "causal"),
+        ("llama", None, "causal"),
+        ("gpt2", "GPT2LMHeadModel", "causal"),
+        ("t5", "T5ForConditionalGeneration", "seq2seq"),
+        ("bart", "BartForSequenceClassification", "classification"),
+    ],
+)
+def test_a_base_learns_what_it_was_made_for(
+    kind: str, architecture: str | None, expected: str
+) -> None:
+    config = AutoConfig.for_model(kind, architectures=[architecture] if architecture else None)
+    assert choose_kind(config) == expected
+
+
+def test_a_base_that_knows_the_labels_keeps_its_head(read: Callable[..., Any]) -> None:
+    names = {0: "good", 1: "bad", 2: "unsure"}
+    known = build_tiny("bert", "classification", id2label=names)
+    shutil.copytree("bert", "known", symlinks=False)
+    known.save_pretrained("known")
+    read(f"train --base known --method lora --data reviews.jsonl {QUICK} --name known")
+    adapter = hub.load("known")
+    assert adapter.lineage["labels"] == ["good", "bad", "unsure"]
+    assert len(adapter.tensors["classifier.weight"]) == 3
+
+
+def test_train_with_one_label_names_it(fail: Callable[..., str]) -> None:
+    Path("one.jsonl").write_text('{"text": "a", "label": "good"}\n' * 2)
+    line = f"train --base bert --method lora --data one.jsonl {QUICK} --name one"
+    assert "every row has the label 'good'" in fail(line)
+
+
+def test_eval_uses_what_the_training_said_and_records(
+    run: Run, read: Callable[..., Any], registry: hub.Registry
+) -> None:
+    run(f"{TRAIN} --name reviews")
+    document = read("eval reviews --data test.jsonl")
+    assert document["reference"] == "reviews@1"
+    assert (document["samples"], document["recorded"]) == (6, True)
+    assert registry.get("reviews@1").metrics == document["metrics"]
+    assert "on test.jsonl (6 samples)" in registry.log("reviews")[0].what
+
+
+def test_what_a_base_lacks_is_noted_and_always_the_same(run: Run) -> None:
+    result = run(f"train --base masked --method lora --data reviews.jsonl --name masked {QUICK}")
+    assert "note: the base masked has no weights for bert.pooler.dense.bias and 1 more" in (
+        result.stderr
+    )
+    assert "note" in run("eval masked --data test.jsonl").stderr
+
+
+def test_eval_without_recording_leaves_the_log(run: Run, registry: hub.Registry) -> None:
+    run(f"{TRAIN} --name reviews")
+    assert "recorded  no" in run("eval reviews@1 --data test.jsonl --no-record").stdout
+    assert len(registry.log("reviews")) == 1
+
+
+def test_eval_a_folder_with_several_metrics(run: Run, read: Callable[..., Any]) -> None:
+    run(f"train --base llama --method lora --data reviews.jsonl --output out {QUICK}")
+    document = read("eval ./out --data test.jsonl --metric perplexity --metric exact_match")
+    assert document["metrics"].keys() == {"perplexity", "exact_match"}
+    assert document["recorded"] is False
+
+
+def test_eval_on_another_base_fails_in_one_line(run: Run, fail: Callable[..., str]) -> None:
+    run(f"{TRAIN} --name reviews")
+    assert "was made for" in fail("eval reviews --data test.jsonl --base llama")
+
+
+@pytest.mark.parametrize(
+    ("line", "expected"),
+    [
+        ("eval sst3 --data test.jsonl", "close names are sst2"),
+        ("eval sst2 --data test.jsonl", "does not say its template"),
+        ("eval sst2 --data test.jsonl --template '{{ text }}|||{{ label }}'", "does not say which"),
+        ("eval ./nothing --data test.jsonl", "nothing does not exist"),
+    ],
+)
+def test_eval_fails_in_one_line(
+    line: str, expected: str, fail: Callable[..., str], add: Callable[..., Any]
+) -> None:
+    add()
+    assert expected in fail(line)
