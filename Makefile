@@ -11,7 +11,7 @@ INSTALLED = .venv/.installed
 .NOTPARALLEL:
 
 help:
-	@echo "make demo    the whole life of an adapter, on a tiny model, offline"
+	@echo "make demo    the whole life of an adapter, on a small model, offline"
 	@echo "make test    every test"
 	@echo "make check   lint, types and test: what CI runs"
 	@echo "make lint    formatting and lint (ruff)"

@@ -40,7 +40,7 @@ def parse_reference(text: str) -> Reference:
 def check_name(name: str, what: str = "adapter") -> str:
     """Return `name` if it may name a thing of this kind. Raises BadName."""
     if not _NAME.fullmatch(name):
-        raise BadName(f"'{name}' can't be the name of a {what}; use {_RULE}")
+        raise BadName(f"'{name}' is no {what} name; use {_RULE}")
     return name
 
 

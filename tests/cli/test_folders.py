@@ -74,7 +74,7 @@ def test_import_with_a_base_binds_to_it(run: Run, registry: hub.Registry, fail: 
         ("export sst2 reviews.jsonl", "it is a file"),
         ("import nothing --name a", "nothing does not exist"),
         ("import bert --name a", "bert has no adapter_config.json"),
-        ("import saved --name 'a b'", "'a b' can't be the name"),
+        ("import saved --name 'a b'", "'a b' is no "),
         ("import saved --name a --base ./nothing", "the base ./nothing does not exist"),
         ("import saved --name a --base llama", "was made for"),
     ],
