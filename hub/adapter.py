@@ -14,7 +14,7 @@ from hub.errors import FileError
 from hub.files import Manifest, format_files, parse_adapter, read_contents, write_files
 from hub.heads import copy_head, find_heads
 from hub.identity import identify_base
-from hub.sites import find_sites
+from hub.sites import find_sites, unwrap_model
 from hub_registry.identity import BaseIdentity
 
 PREFIX = "base_model.model."
@@ -91,6 +91,7 @@ class Adapter:
         method or the model, AttachError where the model's sites can't be found.
         """
         owner = installed_methods().get(method)
+        model = unwrap_model(model)
         heads = find_heads(model)
         sites = [site for site in find_sites(model) if not lies_in(site.path, heads)]
         config = owner.make_config(**options)
@@ -207,6 +208,8 @@ def find_saved_heads(
 
     peft lists the names that heads usually have, and saves the one that the model had.
     """
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise FileError(f"{where}: modules_to_save is {names!r}; it must be a list of names")
     paths: dict[str, None] = {}
     for name in tensors:
         parts = name.split(".")

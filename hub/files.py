@@ -183,7 +183,7 @@ def read_manifest(folder: Path, contents: Mapping[str, bytes]) -> Manifest:
             created=document["created"],
         )
         check_manifest(manifest)
-    except (KeyError, TypeError, AttributeError, BadIdentity) as error:
+    except (KeyError, TypeError, ValueError, AttributeError, OverflowError, BadIdentity) as error:
         raise FileError(
             f"{where} lacks what it must say: {error}; fetch the adapter anew"
         ) from error

@@ -7,6 +7,7 @@ import copy
 from torch import nn
 
 from hub.errors import AttachError
+from hub.sites import ATTACHED
 
 
 def find_heads(model: nn.Module) -> tuple[str, ...]:
@@ -20,7 +21,7 @@ def find_heads(model: nn.Module) -> tuple[str, ...]:
     return tuple(
         name
         for name, child in model.named_children()
-        if child is not backbone and any(True for _ in child.parameters())
+        if child is not backbone and name != ATTACHED and any(True for _ in child.parameters())
     )
 
 

@@ -56,7 +56,7 @@ def verify_base(expected: BaseIdentity, model: nn.Module, *, who: str, allow_oth
     text = f"{who} was made for {expected.label}, this model is {found.label}: {reasons}"
     if comparison.verdict == "different" and not allow_other:
         raise BaseMismatch(
-            f"{text}; load that base, or pass allow_other_base=True to attach it all the same"
+            f"{text}; load that base (in Python, allow_other_base=True attaches it all the same)"
         )
     return text
 

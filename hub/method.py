@@ -6,7 +6,19 @@ import dataclasses
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Generic, TypeVar, cast
+from types import UnionType
+from typing import (
+    Any,
+    ClassVar,
+    Generic,
+    Literal,
+    TypeVar,
+    Union,
+    cast,
+    get_args,
+    get_origin,
+    get_type_hints,
+)
 
 import torch
 from torch import nn
@@ -102,6 +114,11 @@ class Method(ABC, Generic[C]):
                 f"it has {', '.join(sorted(known))}"
             )
         values = {k: tuple(v) if isinstance(v, list) else v for k, v in options.items()}
+        hints = get_type_hints(self.config)
+        for name, value in values.items():
+            if not fits_type(value, hints[name]):
+                shown = str(hints[name]).removeprefix("<class '").removesuffix("'>")
+                raise ConfigError(f"{self.name}: {name} is {value!r}; it must be {shown}")
         try:
             return self.config(**values)
         except TypeError as error:
@@ -109,6 +126,27 @@ class Method(ABC, Generic[C]):
 
     def _field_names(self) -> frozenset[str]:
         return frozenset(field.name for field in dataclasses.fields(cast("Any", self.config)))
+
+
+def fits_type(value: Any, hint: Any) -> bool:
+    """Whether a configuration's value is of its field's type: a plain one, a union of them, a
+    tuple of one kind, or a mapping. True and False are no numbers, a whole number is a float."""
+    origin, parts = get_origin(hint), get_args(hint)
+    if hint is Any or isinstance(hint, TypeVar):
+        return True
+    if origin in (Union, UnionType):
+        return any(fits_type(value, part) for part in parts)
+    if origin is Literal:
+        return value in parts
+    if origin is tuple:
+        return isinstance(value, tuple) and all(fits_type(item, parts[0]) for item in value)
+    if origin is not None and issubclass(origin, Mapping):
+        return isinstance(value, Mapping) and all(
+            fits_type(k, parts[0]) and fits_type(v, parts[1]) for k, v in value.items()
+        )
+    if isinstance(value, bool):
+        return hint is bool
+    return isinstance(value, int | float if hint is float else origin or hint)
 
 
 def drop_neutral(fields: Mapping[str, Any], known: frozenset[str]) -> dict[str, Any]:

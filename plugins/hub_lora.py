@@ -73,6 +73,13 @@ class LoRAConfig:
                 raise hub.ConfigError(f"lora: {where} is {alpha!r}; it must be a finite number")
         if not 0 <= self.dropout < 1:
             raise hub.ConfigError(f"lora: dropout is {self.dropout!r}; it must be in [0, 1)")
+        for key in (*self.rank_pattern, *self.alpha_pattern):
+            compile_pattern(key)
+        named = isinstance(self.targets, str) and self.targets not in {"all", *ROLES}
+        if named and self.layers is not None:
+            raise hub.ConfigError(
+                f"lora: layers can't narrow the pattern {self.targets!r}; say the layers in it"
+            )
         if not self.targets:
             raise hub.ConfigError(
                 "lora: targets is empty; give attention, feedforward, all, or a pattern"
@@ -115,13 +122,13 @@ class LoRALayer(nn.Module):
             x = F.dropout(x, self.dropout)
         h = F.linear(x, A)
         # Scaled where it is narrow, so that the backward pass has no product more of y's size; and
-        # where nothing is to be differentiated, added into y, which is the projection's alone.
+        # where nothing is to be differentiated, the sum takes the place of the change.
         if torch.is_grad_enabled():
             return y + F.linear(h * self.scaling, B).to(y.dtype)
         change = F.linear(h, B)
         if change.dtype != y.dtype:
             change = change.to(y.dtype)
-        return y.add_(change, alpha=self.scaling)
+        return torch.add(y, change, alpha=self.scaling, out=change)
 
 
 class LoRA(hub.Method[LoRAConfig]):
@@ -137,8 +144,9 @@ class LoRA(hub.Method[LoRAConfig]):
         projections = [site for site in sites if site.kind == "projection"]
         chosen = [site for site in projections if matches(config, site)]
         if not chosen:
+            asked = config.targets if isinstance(config.targets, str) else config.targets[0]
             raise hub.ConfigError(
-                f"lora: no projection matches targets={config.targets!r}; this base has "
+                f"lora: no projection matches targets={asked!r}; this base has "
                 f"{', '.join(sorted({s.path.rsplit('.', 1)[-1] for s in projections})) or 'none'}"
             )
         return chosen
@@ -201,6 +209,7 @@ class LoRA(hub.Method[LoRAConfig]):
             for ours, theirs in PEFT_NAMES.items()
             if known.get(theirs) is not None
         }
+        options.setdefault("alpha", PEFT_ALPHA)
         if options.get("targets") == "all-linear":
             options["targets"] = "all"
         for name in ("targets", "exclude", "layers", "layers_pattern"):
@@ -218,6 +227,7 @@ class LoRA(hub.Method[LoRAConfig]):
         return self.make_config(**options)
 
 
+PEFT_ALPHA = 8  # what peft takes where a file does not say it
 PEFT_NAMES = {
     "r": "r",
     "alpha": "lora_alpha",
@@ -239,9 +249,9 @@ def matches(config: LoRAConfig, site: hub.Site) -> bool:
     if config.exclude and is_named(path, config.exclude):
         return False
     if targets == "all":
-        return site.role != "head"
+        return site.role != "head" and is_in_layers(path, config)
     if isinstance(targets, str) and targets in ROLES:
-        return site.role in ROLES[targets]
+        return site.role in ROLES[targets] and is_in_layers(path, config)
     if isinstance(targets, str) or path in targets:
         return is_named(path, targets)
     return is_named(path, targets) and is_in_layers(path, config)
@@ -250,11 +260,16 @@ def matches(config: LoRAConfig, site: hub.Site) -> bool:
 def is_named(path: str, names: str | tuple[str, ...]) -> bool:
     """A pattern must match the whole path; a name, the path or its end."""
     if isinstance(names, str):
-        try:
-            return re.fullmatch(names, path) is not None
-        except re.error as error:
-            raise hub.ConfigError(f"lora: {names!r} is no regular expression: {error}") from error
+        return compile_pattern(names).fullmatch(path) is not None
     return any(path == name or path.endswith(f".{name}") for name in names)
+
+
+def compile_pattern(text: str) -> re.Pattern[str]:
+    """Raises ConfigError on what is no regular expression."""
+    try:
+        return re.compile(text)
+    except re.error as error:
+        raise hub.ConfigError(f"lora: {text!r} is no regular expression: {error}") from error
 
 
 def is_in_layers(path: str, config: LoRAConfig) -> bool:

@@ -6,6 +6,7 @@ import logging
 import sys
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from types import TracebackType
 from typing import Any
 
@@ -13,22 +14,22 @@ import torch
 from torch import nn
 from torch.utils.hooks import RemovableHandle
 
-from hub.adapter import Adapter
+from hub.adapter import Adapter, lies_in
 from hub.attachment.effects import CheckpointGuard, Effect, HeadHook, KeywordEffect, Switch
 from hub.attachment.fitting import Fit, fit_adapter
-from hub.attachment.merging import merge_fits, restore_weights
+from hub.attachment.merging import Swap, merge_fits, swap_weights
 from hub.attachment.summary import Summary, summarize
 from hub.composition import Stack
 from hub.discovery import installed_methods
 from hub.errors import AttachError
 from hub.identity import verify_base
 from hub.references import load
-from hub.sites import ATTACHED, Site
+from hub.sites import ATTACHED, Site, unwrap_model
 
 log = logging.getLogger("hub")
 
-Composition = Adapter | str | Stack
-Trainable = bool | Iterable[Adapter | str] | None
+Composition = Adapter | str | Path | Stack
+Trainable = bool | Adapter | str | Iterable[Adapter | str] | None
 
 
 def attach(
@@ -54,20 +55,19 @@ def attach(
     adapters bring a trained head, or the model carries adapters already; and what `load` raises
     for a reference. Whatever is raised, the model is as it was.
     """
-    model = getattr(model, "_orig_mod", model)
-    if hasattr(model, ATTACHED):
-        carried = Attachment.of(model)
-        names = ", ".join(a.label for a in carried.active) if carried is not None else "adapters"
+    model = unwrap_model(model)
+    carried = Attachment.of(model)
+    if carried is not None:
+        names = ", ".join(adapter.label for adapter in carried.active)
         raise AttachError(
-            f"this model carries {names} already; detach first, or attach them together as "
-            "hub.Stack(...)"
+            f"this model carries {names} already{', merged' if carried.merged else ''}; detach "
+            "first, or attach them together as hub.Stack(...)"
         )
-    leaves = composition.leaves() if isinstance(composition, Stack) else [composition]
-    adapters = [load(leaf) if isinstance(leaf, str) else leaf for leaf in leaves]
+    adapters = resolve_composition(composition)
     learners = choose_learners(adapters, trainable)
     notes = check_bases(adapters, model, allow_other_base)
     fits = [fit_adapter(a, model, learns=a in learners) for a in adapters]
-    check_heads(fits)
+    check_conflicts(fits)
     return Attachment(model, fits, notes)
 
 
@@ -84,10 +84,10 @@ class Attachment:
         self.notes = notes
         self._switch = Switch()
         self._handles: list[RemovableHandle] = []
-        self._unfrozen = [p for p in model.parameters() if p.requires_grad]
-        self._undo: list[tuple[nn.Parameter, torch.Tensor]] = []
+        self._flags = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
+        self._undo: Swap = []
         self._attached = True
-        for parameter in self._unfrozen:
+        for parameter, _ in self._flags:
             parameter.requires_grad_(False)
         try:
             self._install()
@@ -98,7 +98,7 @@ class Attachment:
     @staticmethod
     def of(model: nn.Module) -> Attachment | None:
         """What is attached to `model`, also to a deep copy of an attached one; None if nothing."""
-        container = getattr(getattr(model, "_orig_mod", model), ATTACHED, None)
+        container = getattr(unwrap_model(model), ATTACHED, None)
         return container.attachment if isinstance(container, Container) else None
 
     @property
@@ -109,7 +109,7 @@ class Attachment:
     @property
     def merged(self) -> bool:
         """Whether the adapters are folded into the base's weights at present."""
-        return bool(self._undo)
+        return self._switch.merged
 
     def parameters(self) -> Iterator[nn.Parameter]:
         """The parameters that learn."""
@@ -132,10 +132,10 @@ class Attachment:
         """Take everything off. The base is bit for bit what it was. Again does nothing."""
         if not self._attached:
             return
-        restore_weights(self._undo)
+        self._restore_weights()
         self._uninstall()
-        for parameter in self._unfrozen:
-            parameter.requires_grad_(True)
+        for parameter, learned in self._flags:
+            parameter.requires_grad_(learned)
         self._switch.on = False
         self._attached = False
 
@@ -160,16 +160,19 @@ class Attachment:
         """
         if not self._attached:
             raise AttachError("nothing is attached any more; attach again, then merge")
+        if not self._switch.on:
+            raise AttachError("the adapters are disabled; merge after that, not inside it")
         if self.merged:
             return
-        undo = merge_fits(self._model, self._fits)
+        self._undo = swap_weights(merge_fits(self._model, self._fits))
+        self._switch.merged = True
         self._uninstall()
-        self._undo = undo
+        self._model.add_module(ATTACHED, Container(self))
 
     def unmerge(self) -> None:
         """Put the base's weights back and the adapters beside them. Again does nothing."""
         if self.merged:
-            restore_weights(self._undo)
+            self._restore_weights()
             self._install()
 
     def __enter__(self) -> Attachment:
@@ -190,6 +193,11 @@ class Attachment:
     def _refuse_when_merged(self, what: str) -> None:
         if self.merged:
             raise AttachError(f"the adapters are merged; call unmerge() first to {what}")
+
+    def _restore_weights(self) -> None:
+        swap_weights(self._undo)
+        self._undo = []
+        self._switch.merged = False
 
     def _install(self) -> None:
         """Hang the live modules and the hooks into the model."""
@@ -225,27 +233,50 @@ class Attachment:
 
 
 class Container(nn.Module):
-    """The model's child that holds the adapters' live modules while they are attached."""
+    """The model's child that holds the adapters' live modules while they are attached, and nothing
+    while they are merged: then it only tells that they are."""
 
     def __init__(self, attachment: Attachment) -> None:
         super().__init__()
         self.attachment = attachment
 
 
-def choose_learners(adapters: list[Adapter], trainable: Trainable) -> list[Adapter]:
-    """Those that learn. Raises AttachError where `trainable` names one that is not attached."""
-    if trainable is None:
-        return [a for a in adapters if a.fresh]
-    if isinstance(trainable, bool):
-        return list(adapters) if trainable else []
-    chosen = []
-    for name in [trainable] if isinstance(trainable, str) else trainable:
-        found = [a for a in adapters if a is name or (isinstance(name, str) and a.label == name)]
-        if not found:
+def resolve_composition(composition: Any) -> list[Adapter]:
+    """The adapters of a composition, loaded, in the order in which they act. Raises AttachError."""
+    leaves = composition.leaves() if isinstance(composition, Stack) else [composition]
+    adapters = []
+    for leaf in leaves:
+        if not isinstance(leaf, Adapter | str | Path):
             raise AttachError(
-                f"trainable names {name!r}, attached are {', '.join(a.label for a in adapters)}"
+                f"a {type(leaf).__name__} can't be attached; give an adapter, a reference such as "
+                "'sst2@3', or hub.Stack(...) of them"
             )
-        chosen += found
+        adapters.append(leaf if isinstance(leaf, Adapter) else load(leaf))
+    return adapters
+
+
+def choose_learners(adapters: list[Adapter], trainable: Trainable) -> list[Adapter]:
+    """Those that learn. Raises AttachError where `trainable` names one that is not attached, or
+    where one would learn in two places."""
+    if trainable is None:
+        chosen = [a for a in adapters if a.fresh]
+    elif isinstance(trainable, bool):
+        chosen = list(adapters) if trainable else []
+    else:
+        chosen = []
+        for name in [trainable] if isinstance(trainable, str | Adapter) else trainable:
+            found = [a for a in adapters if a is name or name == a.label]
+            if not found:
+                raise AttachError(
+                    f"trainable names {name!r}, attached are {', '.join(a.label for a in adapters)}"
+                )
+            chosen += found
+    for adapter in chosen:
+        if sum(other is adapter for other in adapters) > 1:
+            raise AttachError(
+                f"adapter {adapter.label} is in the stack twice and can't learn in two places; "
+                "attach it with trainable=False, or once"
+            )
     return chosen
 
 
@@ -266,14 +297,22 @@ def check_bases(
     return tuple(notes)
 
 
-def check_heads(fits: list[Fit]) -> None:
-    """Raise AttachError where two adapters bring a trained head."""
+def check_conflicts(fits: list[Fit]) -> None:
+    """Raise AttachError where two adapters bring a trained head, or one acts inside another's."""
     owners = [fit.adapter.label for fit in fits if fit.heads]
     if len(owners) > 1:
         raise AttachError(
             f"{' and '.join(owners)} each bring a trained head, and a model answers with one; "
             "attach them one at a time"
         )
+    heads = tuple(path for fit in fits for path in fit.heads)
+    for fit in fits:
+        for site in fit.sites:
+            if lies_in(site.path, heads):
+                raise AttachError(
+                    f"{fit.adapter.label} acts at {site.path}, where {owners[0]} brings a trained "
+                    "module of its own that stands in front of it; attach them one at a time"
+                )
 
 
 def order_effects(fits: list[Fit]) -> list[tuple[Site, list[nn.Module]]]:

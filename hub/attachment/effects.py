@@ -16,10 +16,19 @@ from hub.errors import AttachError
 
 
 class Switch:
-    """Whether an attachment acts; one for all of its hooks."""
+    """Whether an attachment acts; one for all of its hooks.
+
+    on: the hooks act. merged: the base's weights hold the effects instead.
+    """
 
     def __init__(self) -> None:
         self.on = True
+        self.merged = False
+
+    @property
+    def state(self) -> tuple[bool, bool]:
+        """What a backward pass must find as its forward did."""
+        return self.on, self.merged
 
 
 class Effect:
@@ -87,9 +96,11 @@ class HeadHook:
         if not self.switch.on:
             return None
         dtype = next(self.head.parameters()).dtype
-        args = tuple(cast_floating(value, dtype) for value in args)
-        kwargs = {name: cast_floating(value, dtype) for name, value in kwargs.items()}
-        return self.head(*args, **kwargs).to(output.dtype)
+        if not dtype.is_floating_point:
+            return self.head(*args, **kwargs)
+        given = {tensor.dtype for tensor in walk_tensors(output) if tensor.is_floating_point()}
+        answer = self.head(*cast_floating(args, dtype), **cast_floating(kwargs, dtype))
+        return cast_floating(answer, given.pop()) if len(given) == 1 else answer
 
 
 class CheckpointGuard:
@@ -108,13 +119,13 @@ class CheckpointGuard:
             return
         if not any(getattr(child, "gradient_checkpointing", False) for child in module.modules()):
             return
-        switch, was_on = self.switch, self.switch.on
+        switch, before = self.switch, self.switch.state
 
         def check(gradient: torch.Tensor) -> None:
-            if switch.on != was_on:
+            if switch.state != before:
                 raise AttachError(
-                    "the adapters were switched or detached between this forward pass and its "
-                    "backward; with gradient checkpointing the layers run again in between, so "
+                    "the adapters were switched, merged or detached between this forward pass and "
+                    "its backward; with gradient checkpointing the layers run again in between, so "
                     "call backward first"
                 )
 
@@ -124,9 +135,15 @@ class CheckpointGuard:
 
 
 def cast_floating(value: Any, dtype: torch.dtype) -> Any:
-    """A floating tensor in another precision; anything else as it is."""
-    floating = isinstance(value, torch.Tensor) and value.is_floating_point()
-    return value.to(dtype) if floating else value
+    """The same with its floating tensors in another precision, wherever in it they are."""
+    if isinstance(value, torch.Tensor):
+        return value.to(dtype) if value.is_floating_point() else value
+    if type(value) in (tuple, list):
+        return type(value)(cast_floating(item, dtype) for item in value)
+    if isinstance(value, dict) and value:
+        items = {name: cast_floating(item, dtype) for name, item in value.items()}
+        return items if type(value) is dict else type(value)(**items)
+    return value
 
 
 def walk_tensors(value: Any) -> Iterator[torch.Tensor]:

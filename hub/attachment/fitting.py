@@ -94,7 +94,8 @@ def check_names(adapter: Adapter, expected: Mapping[str, tuple[int, ...]]) -> No
     if faults:
         raise AttachError(
             f"adapter {adapter.label} does not fit this model: of the {len(expected)} tensors that "
-            f"its configuration calls for here, it {'; it '.join(faults)}; nothing was attached"
+            f"its configuration calls for here, it {'; it '.join(faults)}; load the class of "
+            "model that it was trained on, or fetch the adapter anew"
         )
 
 

@@ -8,54 +8,87 @@ from torch import nn
 from hub.attachment.fitting import Fit
 from hub.discovery import installed_methods
 from hub.errors import AttachError
+from hub.sites import Site
 
-Undo = list[tuple[nn.Parameter, torch.Tensor]]
+Swap = list[tuple[nn.Parameter, torch.Tensor]]
 
 
-def merge_fits(model: nn.Module, fits: list[Fit]) -> Undo:
-    """Fold every adapter into the weights, in order; what was replaced, to be put back.
+def merge_fits(model: nn.Module, fits: list[Fit]) -> Swap:
+    """The weights with every adapter folded in, in order: each parameter and what it shall hold.
 
-    Adding a change in half precision and taking it away again does not give the weight back, so
-    the replaced tensor itself is kept. Raises AttachError, and then changes nothing.
+    Nothing is changed yet. Raises AttachError where an effect is no change of weights, or a weight
+    has a second use that must not change.
     """
     users = count_users(model)
     merged: dict[nn.Parameter, torch.Tensor] = {}
     for fit in fits:
-        method = installed_methods().get(fit.adapter.method)
+        who = f"adapter {fit.adapter.label}"
         for site, module in fit.sites.items():
-            where = f"adapter {fit.adapter.label} at {site.path}"
-            if site.kind != "projection":
-                raise AttachError(f"{where}: {method.name} is no change of weights, so can't merge")
-            weight = model.get_submodule(site.path).weight
-            assert isinstance(weight, nn.Parameter)
-            if not weight.is_floating_point():
-                raise AttachError(f"{where}: the weight is quantized ({weight.dtype}), can't merge")
-            if users[id(weight)] > 1:
-                raise AttachError(
-                    f"{where}: the weight is shared with another module, which must not change; "
-                    "leave it out of the adapter's targets to merge"
-                )
+            weight = find_weight(model, fit, site, users)
             current = merged.get(weight, weight.data).float()
             current = current.T if site.transposed else current
-            delta = method.weight_delta(module, current)
+            delta = installed_methods().get(fit.adapter.method).weight_delta(module, current)
             if delta is None:
-                raise AttachError(f"{where}: {method.name} is no change of weights, so can't merge")
+                raise AttachError(refuse_merge(fit, site))
             new = current + delta.detach().to(current.device)
             merged[weight] = new.T if site.transposed else new
         for path, head in fit.heads.items():
             own = dict(model.get_submodule(path).named_parameters())
-            merged |= {own[name]: tensor.data for name, tensor in head.named_parameters()}
-    undo = [(weight, weight.data) for weight in merged]
-    for weight, new in merged.items():
-        weight.data = new.to(weight.dtype).contiguous().clone()
-    return undo
+            for name, tensor in head.named_parameters():
+                check_single_use(own[name], users, f"{who} at {path}.{name}")
+                merged[own[name]] = tensor.data
+    return [
+        (weight, new.detach().to(weight.dtype, copy=True).contiguous())
+        for weight, new in merged.items()
+    ]
 
 
-def restore_weights(undo: Undo) -> None:
-    """Put back what `merge_fits` replaced, and empty the list."""
-    for weight, before in undo:
-        weight.data = before
-    undo.clear()
+def swap_weights(swap: Swap) -> Swap:
+    """Let each parameter hold the tensor beside it, all or none; what they held before.
+
+    Adding a change in half precision and taking it away again does not give the weight back, so
+    the very tensors are kept. One that was moved or converted since comes back as the model is now.
+    """
+    before = [(weight, weight.data) for weight, _ in swap]
+    try:
+        for weight, new in swap:
+            weight.data = new.to(weight.device, weight.dtype)
+    except BaseException:
+        for weight, old in before:
+            weight.data = old
+        raise
+    return before
+
+
+def find_weight(model: nn.Module, fit: Fit, site: Site, users: dict[int, int]) -> nn.Parameter:
+    """The weight of a projection that may be changed. Raises AttachError."""
+    if site.kind != "projection":
+        raise AttachError(refuse_merge(fit, site))
+    where = f"adapter {fit.adapter.label} at {site.path}"
+    weight = model.get_submodule(site.path).weight
+    if not isinstance(weight, nn.Parameter) or not weight.is_floating_point():
+        raise AttachError(
+            f"{where}: the weight is quantized, so can't take a change; load the base unquantized "
+            "to merge"
+        )
+    check_single_use(weight, users, where)
+    return weight
+
+
+def check_single_use(weight: nn.Parameter, users: dict[int, int], where: str) -> None:
+    """Raise AttachError where another module holds the same parameter."""
+    if users.get(id(weight), 0) > 1:
+        raise AttachError(
+            f"{where}: the weight is shared with another module, which must not change; leave it "
+            "out of the adapter to merge, or serve the adapter attached"
+        )
+
+
+def refuse_merge(fit: Fit, site: Site) -> str:
+    return (
+        f"adapter {fit.adapter.label} at {site.path}: {fit.adapter.method} is no change of "
+        "weights, so can't merge; serve it attached"
+    )
 
 
 def count_users(model: nn.Module) -> dict[int, int]:

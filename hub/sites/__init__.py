@@ -6,7 +6,7 @@ layers      which modules repeat                     norms      what brings vect
 search      puts them together: `find_sites`
 """
 
-from hub.sites.search import Site, find_sites
+from hub.sites.search import Site, find_sites, unwrap_model
 from hub.sites.tracing import ATTACHED
 
-__all__ = ["ATTACHED", "Site", "find_sites"]
+__all__ = ["ATTACHED", "Site", "find_sites", "unwrap_model"]

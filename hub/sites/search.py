@@ -7,6 +7,7 @@ from typing import Any, Literal
 
 from torch import nn
 
+from hub.errors import AttachError
 from hub.sites.layers import find_layer, list_alternatives, list_containers, number_layers
 from hub.sites.norms import find_norms
 from hub.sites.residuals import Branch, find_branches
@@ -65,7 +66,7 @@ def find_sites(model: nn.Module, example: Mapping[str, Any] | None = None) -> tu
 
     Raises AttachError where that forward fails.
     """
-    model = getattr(model, "_orig_mod", model)
+    model = unwrap_model(model)
     modules = list_modules(model)
     key = _make_key(model, modules)
     if key is not None and key in _found:
@@ -74,6 +75,17 @@ def find_sites(model: nn.Module, example: Mapping[str, Any] | None = None) -> tu
     if key is not None:
         _found[key] = sites
     return sites
+
+
+def unwrap_model(model: Any) -> nn.Module:
+    """The model that torch.compile wrapped, or the model itself. Raises AttachError on no model."""
+    model = getattr(model, "_orig_mod", model)
+    if not isinstance(model, nn.Module):
+        raise AttachError(
+            f"{model!r} is a {type(model).__name__} and not a loaded model; load the base with "
+            "transformers first"
+        )
+    return model
 
 
 def _make_key(model: nn.Module, modules: dict[str, nn.Module]) -> Any:

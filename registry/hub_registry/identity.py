@@ -28,8 +28,8 @@ _ROUNDOFF = {"bfloat16": 2.0**-8, "float16": 2.0**-11, "float32": 2.0**-24}
 # Half the distance between two float16 subnormals: small weights keep no relative precision there.
 _FLOAT16_SLACK = 2.0**-25
 _FLOAT32_TOLERANCE = 1e-6
-# A head may be there or not: the same base is loaded with one, without, or with a new one.
-_HEADS = ("lm_head", "head")
+# These may be there or not: the same base is loaded with a head or a pooler, or without.
+_HEADS = ("lm_head", "head", "pooler")
 _NAMED = 3
 
 
@@ -163,7 +163,7 @@ class Comparison:
 def compare(expected: BaseIdentity, found: BaseIdentity) -> Comparison:
     """Tell whether `found` is the base that `expected` describes.
 
-    Weight files with equal digests settle it. Otherwise the sampled tensors are compared. The
+    The sampled tensors are compared; where a side has none, the digests of the weight files. The
     precision of a tensor is the coarsest of bfloat16, float16 and float32 that holds exactly the
     values of all tensors kept like it on its side: two of equal precision must be equal, two of
     different precision within rounding of each other.
@@ -174,15 +174,12 @@ def compare(expected: BaseIdentity, found: BaseIdentity) -> Comparison:
         reason = f"the architecture is {found.architecture}, not {expected.architecture}"
         return Comparison("different", (reason, *notes))
 
-    changed = [
-        name
-        for name in sorted(expected.files.keys() & found.files.keys())
-        if expected.files[name] != found.files[name]
-    ]
-    if expected.files and expected.files == found.files:
-        differences, rounded = [], False
-    elif expected.sample and found.sample:
-        names = _find_common_tensors(expected, found)
+    names = _find_common_tensors(expected, found)
+    shared = sorted(expected.files.keys() & found.files.keys())
+    changed = [name for name in shared if expected.files[name] != found.files[name]]
+    differences, rounded = [], False
+    if expected.sample and found.sample:
+        # Files say what was loaded, the sample what is in memory: only that may have been trained.
         differences = _compare_names(expected, found) or _compare_shapes(expected, found, names)
         if not differences and not names:
             return Comparison("unverified", ("no tensor was sampled on both sides", *notes))
@@ -193,7 +190,7 @@ def compare(expected: BaseIdentity, found: BaseIdentity) -> Comparison:
             f"{changed[0]} is another file: {found.files[changed[0]][:12]}, not "
             f"{expected.files[changed[0]][:12]}"
         ]
-    else:
+    elif not shared or expected.files != found.files:
         side = "expected" if not (expected.sample or expected.files) else "present"
         reason = f"nothing comparable is known of the weights of the {side} base"
         return Comparison("unverified", (reason, *notes))

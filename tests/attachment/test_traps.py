@@ -303,3 +303,84 @@ def test_plain_optimizer_over_the_model_trains_the_adapter_alone() -> None:
         optimizer.step()
     assert take_snapshot(model) == before
     assert all(not torch.equal(t, kept[n]) for n, t in adapter.tensors.items())
+
+
+@pytest.mark.parametrize(
+    "composition",
+    [None, 3, ["sst2"], ("sst2@1",), object()],
+    ids=lambda value: type(value).__name__,
+)
+def test_what_can_not_be_attached_is_named(composition: Any) -> None:
+    with pytest.raises(AttachError, match="can't be attached; give an adapter"):
+        hub.attach(build_tiny("llama"), composition)
+
+
+@pytest.mark.parametrize("model", [None, "gpt2", nn.Linear])
+def test_what_is_no_model_is_named(model: Any) -> None:
+    adapter = hub.Adapter.create("lora", build_tiny("llama"))
+    with pytest.raises(AttachError, match="not a loaded model; load the base with transformers"):
+        hub.attach(model, adapter)
+    with pytest.raises(AttachError, match="not a loaded model; load the base with transformers"):
+        hub.Adapter.create("lora", model)
+
+
+def test_one_adapter_learns_in_one_place() -> None:
+    model = build_tiny("llama")
+    adapter = make_adapter("lora", model)
+    with pytest.raises(AttachError, match="in the stack twice and can't learn in two places"):
+        hub.attach(model, hub.Stack(adapter, adapter))
+    hub.attach(model, hub.Stack(adapter, adapter), trainable=False).detach()
+    with hub.attach(model, adapter, trainable=adapter) as attachment:
+        assert list(attachment.parameters())
+
+
+def test_a_model_trained_in_memory_is_another_base_whatever_its_name_says() -> None:
+    import dataclasses
+
+    adapter = make_adapter("lora", build_tiny("llama"))
+    files = {"model.safetensors": "0" * 64}
+    assert adapter.base is not None
+    adapter.base = dataclasses.replace(adapter.base, files=files)
+    from hub.identity import identify_base
+    from hub_registry.identity import compare
+
+    found = dataclasses.replace(identify_base(build_tiny("llama", seed=9)), files=files)
+    assert compare(adapter.base, found).verdict == "different"
+
+
+def test_a_users_own_tensor_is_never_written() -> None:
+    model = build_tiny("llama")
+    patch = torch.zeros(2, 7, 32)
+    model.model.layers[0].self_attn.o_proj.register_forward_hook(lambda *_: patch)
+    with hub.attach(model, make_adapter("lora", model), trainable=False):
+        assert torch.equal(run(model), run(model))
+    assert not patch.any()
+
+
+def test_unfreezing_while_attached_does_not_outlive_it() -> None:
+    model = build_tiny("llama").requires_grad_(False)
+    before = take_snapshot(model)
+    with hub.attach(model, make_adapter("lora", model)):
+        model.requires_grad_(True)
+    assert take_snapshot(model) == before
+
+
+@pytest.mark.parametrize("kind", ["bert", "albert"])
+def test_a_pooler_or_none_is_the_same_base(kind: str) -> None:
+    from transformers import AutoModelForMaskedLM
+
+    classifier = build_tiny(kind, "classification")
+    masked = AutoModelForMaskedLM.from_config(classifier.config).eval()
+    masked.base_model.load_state_dict(classifier.base_model.state_dict(), strict=False)
+    adapter = make_adapter("houlsby", masked)
+    assert not adapter.heads
+    hub.attach(classifier, adapter).detach()
+
+
+def test_creating_on_an_attached_or_compiled_classifier_finds_its_own_head() -> None:
+    model = build_tiny("llama", "classification")
+    with hub.attach(model, make_adapter("lora", model)):
+        assert hub.Adapter.create("houlsby", model).heads == ("score",)
+    compiled = torch.compile(model, backend="eager")
+    adapter = hub.Adapter.create("lora", compiled)
+    assert (adapter.heads, adapter.task_type) == (("score",), "SEQ_CLS")

@@ -119,6 +119,18 @@ def test_targets_choose_by_what_a_projection_does() -> None:
     assert names(["q_proj"]) == {"q_proj"}
 
 
+@pytest.mark.parametrize("targets", ["all", "attention", ["q_proj"]])
+def test_layers_narrow_the_targets(targets: Any) -> None:
+    adapter = hub.Adapter.create("lora", build_tiny("llama"), targets=targets, layers=[1])
+    assert {name.split(".")[2] for name in adapter.tensors} == {"1"}
+
+
+def test_pefts_own_alpha_is_meant_where_a_file_does_not_say_it() -> None:
+    from hub_lora import LoRA
+
+    assert LoRA().read_config({"r": 4, "target_modules": ["q"]}).scaling("q") == 8 / 4
+
+
 def test_dropout_acts_in_training_alone() -> None:
     model = build_tiny("llama")
     adapter = shake_adapter(hub.Adapter.create("lora", model, dropout=0.5))
@@ -134,12 +146,19 @@ def test_dropout_acts_in_training_alone() -> None:
     [
         ({"rank": 4}, "lora has no option 'rank'; it has"),
         ({"r": 0}, "r is 0; a rank is a whole number from 1"),
-        ({"r": 2.5}, "r is 2.5"),
+        ({"r": 2.5}, "r is 2.5; it must be int"),
         ({"dropout": 1.0}, r"dropout is 1.0; it must be in \[0, 1\)"),
         ({"alpha": float("nan")}, "alpha is nan; it must be a finite number"),
         ({"targets": "atention"}, "no projection matches targets='atention'; this base has"),
         ({"targets": "("}, "is no regular expression"),
         ({"targets": ()}, "targets is empty"),
+        ({"targets": 5}, "targets is 5; it must be"),
+        ({"r": True}, "r is True; it must be int"),
+        ({"rslora": "no"}, "rslora is 'no'; it must be bool"),
+        ({"rank_pattern": [1]}, r"rank_pattern is \(1,\); it must be"),
+        ({"rank_pattern": {"(": 2}}, r"'\(' is no regular expression"),
+        ({"layers": 1}, "layers is 1; it must be"),
+        ({"targets": ".*q_proj", "layers": [1]}, "layers can't narrow the pattern"),
         ({"rank_pattern": {"q_proj": 0}}, "q_proj is 0"),
         ({"rank_pattern": {"q_porj": 2}}, "the pattern 'q_porj' matches none of the 14 modules"),
     ],
