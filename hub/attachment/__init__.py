@@ -7,6 +7,7 @@ summary     what learns, in numbers
 attaching   puts them together: `attach`
 """
 
-from hub.attachment.attaching import Attachment, Composition, attach
+from hub.attachment.admission import Composition
+from hub.attachment.attaching import Attachment, attach
 
 __all__ = ["Attachment", "Composition", "attach"]
