@@ -121,10 +121,13 @@ class LoRALayer(nn.Module):
         if self.dropout and self.training:
             x = F.dropout(x, self.dropout)
         h = F.linear(x, A)
-        # Scaled where it is narrow, so that the backward pass has no product more of y's size; and
-        # where nothing is to be differentiated, the sum takes the place of the change.
+        # To be differentiated, sum and product are one operation, which spares a tensor of y's size
+        # on the way and another on the way back; otherwise the sum takes the place of the change.
         if torch.is_grad_enabled():
-            return y + F.linear(h * self.scaling, B).to(y.dtype)
+            if h.dtype != y.dtype:
+                return y + F.linear(h * self.scaling, B).to(y.dtype)
+            rows, ranks = y.reshape(-1, y.shape[-1]), h.reshape(-1, h.shape[-1])
+            return torch.addmm(rows, ranks, B.t(), alpha=self.scaling).view(y.shape)
         change = F.linear(h, B)
         if change.dtype != y.dtype:
             change = change.to(y.dtype)
