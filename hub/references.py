@@ -9,10 +9,13 @@ from __future__ import annotations
 
 import tempfile
 from pathlib import Path
-from urllib.parse import unquote, urlparse
+from typing import TYPE_CHECKING
+from urllib.parse import quote, unquote, urlparse
 
-from hub.adapter import Adapter
 from hub.errors import FileError
+
+if TYPE_CHECKING:
+    from hub.adapter import Adapter
 
 
 def load(reference: str | Path) -> Adapter:
@@ -24,9 +27,15 @@ def load(reference: str | Path) -> Adapter:
     not what they should be, RemoteError where the Hub can't be read, MethodError where the
     method's plugin is missing, ConfigError where the configuration has what we can't reproduce.
     """
+    if not isinstance(reference, str | Path):
+        raise FileError(
+            f"a {type(reference).__name__} names no adapter; give a reference as text, or a Path"
+        )
+    from hub.adapter import Adapter
+
     text = str(reference)
     if isinstance(reference, Path) or is_folder(text):
-        return Adapter.read(locate_folder(text))
+        return Adapter.read(locate_folder(reference))
     if text.startswith("hf://"):
         from hub.remotes import fetch
 
@@ -47,7 +56,21 @@ def is_folder(text: str) -> bool:
     return text.startswith((".", "/", "~", "file://"))
 
 
-def locate_folder(text: str) -> Path:
-    """The folder that a path or a file:// address names."""
-    path = unquote(urlparse(text).path) if text.startswith("file://") else text
-    return Path(path).expanduser()
+def locate_folder(place: str | Path) -> Path:
+    """The folder that a path or a file:// address names. Raises FileError."""
+    path = str(place)
+    if isinstance(place, str) and path.startswith("file://"):
+        address = urlparse(path)
+        if address.netloc not in ("", "localhost") or not address.path:
+            meant = quote(f"/{unquote(address.netloc + address.path).lstrip('/') or 'folder'}")
+            raise FileError(
+                f"{path} names another machine, or no folder; a folder of this one has three "
+                f"slashes, write file://{meant}"
+            )
+        path = unquote(address.path)
+    try:
+        return Path(path).expanduser()
+    except RuntimeError as error:
+        raise FileError(
+            f"{path}: {str(error).lower().rstrip('.')}; write the whole path"
+        ) from error

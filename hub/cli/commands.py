@@ -10,6 +10,7 @@ import errno
 import importlib
 import logging
 import os
+import re
 import sys
 import traceback
 import warnings
@@ -38,6 +39,12 @@ WAYS_OUT = {
     errno.EIO: "check the disk",
     errno.EMFILE: "close some programs, or raise the limit with `ulimit -n`",
 }
+
+# What torch says of tensors larger than the machine, in errors that say no more by their type.
+TOO_LARGE = re.compile(
+    r"can't allocate memory|not enough memory|size calculation overflowed|multiplication overflow"
+    r"|Overflow when unpacking"
+)
 
 
 class Failure(click.ClickException):
@@ -198,9 +205,18 @@ def describe_failure(error: Exception) -> str | None:
     if isinstance(error, OSError) and error.errno in WAYS_OUT:
         what = f"{error.filename}: " if error.filename is not None else ""
         return f"{what}{(error.strerror or str(error)).lower()}; {WAYS_OUT[error.errno]}"
-    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
+    if is_out_of_memory(error):
         return "out of memory; use a smaller --batch-size or --max-length, or a smaller base"
+    if isinstance(error, RuntimeError | TypeError) and TOO_LARGE.search(str(error)):
+        return (
+            "a tensor of that size fits into no memory; use smaller options of the method (--set)"
+        )
     return None
+
+
+def is_out_of_memory(error: Exception) -> bool:
+    """Whether Python, or torch on an accelerator, was refused memory."""
+    return isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"
 
 
 @contextmanager

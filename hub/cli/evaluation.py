@@ -67,6 +67,8 @@ def evaluate_adapter(
         else:
             version = registry.get(reference)
             adapter = registry.load(version)
+            if not no_record:
+                registry.check_writable()  # before hours are spent
         template = template or find_template(adapter)
         read_examples(data, template)
         model, tokenizer = models.load_base_of(adapter, base)

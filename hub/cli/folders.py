@@ -11,6 +11,7 @@ from hub.cli import models
 from hub.cli.commands import Command, json_option
 from hub.cli.output import show_progress
 from hub.cli.registry import ADDED, open_registry, report_added
+from hub.references import locate_folder
 
 if TYPE_CHECKING:
     from hub_registry import BaseIdentity
@@ -18,16 +19,17 @@ if TYPE_CHECKING:
 
 @click.command("export", cls=Command, examples=("hub export reviews@production ./reviews-lora",))
 @click.argument("reference")
-@click.argument("folder", type=click.Path(path_type=Path))
-def export_version(reference: str, folder: Path) -> None:
+@click.argument("folder")
+def export_version(reference: str, folder: str) -> None:
     """Write the files of a version to a new folder, verified.
 
     peft, and what reads its files, loads them from there.
     """
     registry = open_registry()
     version = registry.get(reference)
-    registry.export(version, folder.expanduser())
-    click.echo(f"{version.reference} is in {folder}")
+    path = locate_folder(folder)
+    registry.export(version, path)
+    click.echo(f"{version.reference} is in {path}")
 
 
 @click.command(
@@ -38,25 +40,25 @@ def export_version(reference: str, folder: Path) -> None:
         "hub import ./peft-folder --name reviews --base bert-base-uncased",
     ),
 )
-@click.argument("folder", type=click.Path(path_type=Path))
+@click.argument("folder")
 @click.option("--name", required=True, help="Register it as the next version of this name.")
 @click.option("--task", help="What the adapter is for.")
 @click.option("--base", help="The base that it was trained on, where its files don't say.")
 @click.option("--note", help="Kept with the version.")
 @json_option(*ADDED)
 def import_folder(
-    folder: Path, name: str, task: str | None, base: str | None, note: str | None, as_json: bool
+    folder: str, name: str, task: str | None, base: str | None, note: str | None, as_json: bool
 ) -> None:
     """Register the adapter in a folder: one of hub's, or peft's own.
 
     A peft folder does not say which weights it was trained on. With --base it is bound to those;
     without, it loads onto any base with a note.
     """
-    registry = open_registry()
-    identity = identify(base, folder) if base is not None else None
-    with show_progress(f"reading {folder}"):
-        version = registry.add(folder.expanduser(), name=name, task=task, note=note, base=identity)
-    report_added(version, str(folder), as_json)
+    registry, path = open_registry(), locate_folder(folder)
+    identity = identify(base, path) if base is not None else None
+    with show_progress(f"reading {path}"):
+        version = registry.add(path, name=name, task=task, note=note, base=identity)
+    report_added(version, str(path), as_json)
 
 
 def identify(base: str, folder: Path) -> BaseIdentity:
@@ -65,6 +67,6 @@ def identify(base: str, folder: Path) -> BaseIdentity:
         from hub.files import CONFIG, read_contents, read_json
         from hub.identity import identify_base
 
-        config = read_json(folder / CONFIG, read_contents(folder.expanduser())[CONFIG])
+        config = read_json(folder / CONFIG, read_contents(folder)[CONFIG])
         kind = models.KINDS_BY_TASK.get(str(config.get("task_type")))
         return identify_base(models.load_model(base, kind))

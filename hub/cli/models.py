@@ -6,6 +6,7 @@ A base is written as a folder, `org/repo`, or `org/repo@revision`.
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from hub.cli.output import notify, show_progress
 from hub.errors import HubError
+from hub.references import is_folder, locate_folder
 
 if TYPE_CHECKING:
     from hub.adapter import Adapter
@@ -32,6 +34,8 @@ CLASSES: dict[Kind | None, str] = {
     "classification": "AutoModelForSequenceClassification",
     None: "AutoModel",
 }
+
+LONGEST = 300  # characters of what transformers says that are repeated
 
 
 @contextmanager
@@ -67,7 +71,7 @@ def load_model(base: str, kind: Kind | None, num_labels: int | None = None) -> A
     changes: dict[str, Any] = {}
     if num_labels is not None:
         changes = {"num_labels": num_labels, "ignore_mismatched_sizes": True}
-    with show_progress(f"loading {base}"), explain_loading(base, "model"):
+    with show_progress(f"loading {base}"), explain_loading(base, "model", kind):
         model, report = getattr(transformers, CLASSES[kind]).from_pretrained(
             **locate(base), **changes, output_loading_info=True
         )
@@ -84,11 +88,19 @@ def load_model(base: str, kind: Kind | None, num_labels: int | None = None) -> A
 
 
 def load_tokenizer(base: str) -> Any:
-    """The tokenizer of a base. Raises HubError."""
+    """The tokenizer of a base. Raises HubError, also where the base has none: for some models
+    transformers then makes one that knows its special tokens alone, and every text is unknown."""
     from transformers import AutoTokenizer
 
     with explain_loading(base, "tokenizer"):
-        return AutoTokenizer.from_pretrained(**locate(base))
+        tokenizer = AutoTokenizer.from_pretrained(**locate(base))
+    # T5's knows the space too.
+    if len(tokenizer) <= len(set(tokenizer.all_special_ids)) + 1:
+        raise HubError(
+            f"the base {base} has no tokenizer (what it has knows {len(tokenizer)} tokens); put "
+            "its tokenizer's files beside its weights, or give the repository that has them"
+        )
+    return tokenizer
 
 
 def load_config(base: str) -> Any:
@@ -100,13 +112,19 @@ def load_config(base: str) -> Any:
 
 
 def locate(base: str) -> dict[str, Any]:
-    """What `from_pretrained` takes for a base. Code out of its files is never run."""
-    path = Path(base).expanduser()
-    if path.exists() or base.startswith((".", "/", "~")):
+    """What `from_pretrained` takes for a base. Code out of its files is never run. Raises HubError.
+
+    A folder is given by its whole path: that is what an adapter remembers of it.
+    """
+    if not base.strip():
+        raise HubError("the base has no name; give the folder of a model, or org/repo")
+    path = locate_folder(base)
+    if path.exists() or is_folder(base):
         if not path.is_dir():
             what = "is a file" if path.exists() else "does not exist"
             raise HubError(f"the base {base} {what}; give the folder of a model, or org/repo")
-        return {"pretrained_model_name_or_path": str(path), "trust_remote_code": False}
+        check_readable(path)
+        return {"pretrained_model_name_or_path": str(path.absolute()), "trust_remote_code": False}
     repo, _, revision = base.partition("@")
     return {
         "pretrained_model_name_or_path": repo,
@@ -115,20 +133,86 @@ def locate(base: str) -> dict[str, Any]:
     }
 
 
+def check_readable(folder: Path) -> None:
+    """Raises HubError where a base's folder or a file in it can't be read."""
+    closed = [] if os.access(folder, os.R_OK | os.X_OK) else [folder]
+    closed = closed or [path for path in folder.iterdir() if not os.access(path, os.R_OK)]
+    for path in closed:
+        if path.exists():  # not a link that leads nowhere
+            raise HubError(f"can't read {path}: permission denied; ask who owns it to let you")
+
+
 @contextmanager
-def explain_loading(base: str, what: str) -> Iterator[None]:
+def explain_loading(base: str, what: str, kind: Kind | None = None) -> Iterator[None]:
     """Turn whatever transformers raises into one HubError."""
     try:
         yield
-    except HubError:
+    except (HubError, MemoryError):
         raise
     except Exception as error:
-        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-        why = lines[0].rstrip(".") if lines else type(error).__name__
-        raise HubError(
-            f"can't load the {what} of the base {base}: {why}; give the folder of a transformers "
-            "model, or its repository on the Hub as org/repo or org/repo@revision"
-        ) from error
+        if type(error).__name__ == "OutOfMemoryError":
+            raise
+        raise HubError(describe_loading(error, base, what, kind)) from error
+
+
+def describe_loading(error: Exception, base: str, what: str, kind: Kind | None) -> str:
+    """What transformers' error means, on one line, with the way out."""
+    text = " ".join(str(error).split())
+    if "Unrecognized configuration class" in text and kind is not None:
+        return f"the base {base} has no model for --kind {kind}; choose another --kind"
+    if "instantiate the backend tokenizer" in text:
+        return (
+            f"the base {base} has no tokenizer that can be read; put its tokenizer's files beside "
+            "its weights, or give the repository that has them"
+        )
+    if type(error).__name__ == "SafetensorError":
+        return (
+            f"the weights of the base {base} are cut short or damaged ({text}); fetch or copy "
+            "them anew"
+        )
+    if not is_folder(base) and (told := describe_hub_error(error, base)) is not None:
+        return told
+    return (
+        f"can't load the {what} of the base {base}: {shorten(text) or type(error).__name__}; give "
+        "the folder of a transformers model, or its repository on the Hub as org/repo or "
+        "org/repo@revision"
+    )
+
+
+def describe_hub_error(error: BaseException, base: str) -> str | None:
+    """The line for an error that came from the Hub's client; None where none did."""
+    from huggingface_hub import constants, errors
+
+    from hub.remotes.explanations import explain_error, is_transport_error
+
+    repo, _, revision = base.partition("@")
+    known = (
+        errors.RepositoryNotFoundError,
+        errors.RevisionNotFoundError,
+        errors.OfflineModeIsEnabled,
+        errors.LocalEntryNotFoundError,
+    )
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(cause, known) or is_transport_error(cause):
+            break
+        cause = cause.__cause__ or cause.__context__
+    else:
+        return None
+    if constants.is_offline_mode():
+        return (
+            f"HF_HUB_OFFLINE is set and the Hub's cache on this machine holds no base {base}; "
+            "unset it to fetch the base, or give a folder"
+        )
+    told = explain_error(cause, "read", repo, revision or None, constants.ENDPOINT, lambda: ())
+    return f"can't load the base {base}: {told}; or give the folder of a model"
+
+
+def shorten(text: str) -> str:
+    """The sentences of a text that fit into a line, without the last one's stop."""
+    while len(text) > LONGEST and ". " in text:
+        text = text.rpartition(". ")[0]
+    return text.rstrip(".")
 
 
 def choose_kind(config: Any) -> Kind:

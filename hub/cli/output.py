@@ -15,7 +15,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, TextIO
 
 import click
 
@@ -51,7 +51,7 @@ def print_table(head: Sequence[str], rows: Iterable[Sequence[str]], *, cut: bool
         return
     columns = zip(head, *table, strict=True)
     widths = [max(measure(cell) for cell in column) for column in columns]
-    limit = shutil.get_terminal_size().columns if cut and sys.stdout.isatty() else None
+    limit = shutil.get_terminal_size().columns if cut and is_terminal(sys.stdout) else None
     titles = format_row([title.upper() for title in head], widths, limit)
     click.echo(click.style(titles, bold=True))
     for row in table:
@@ -114,6 +114,11 @@ def format_metrics(metrics: Mapping[str, float]) -> str:
     return ", ".join(f"{name} {value:.4g}" for name, value in metrics.items())
 
 
+def is_terminal(stream: TextIO | None) -> bool:
+    """Whether somebody watches. Python has None for a stream that was closed before it began."""
+    return stream is not None and not stream.closed and stream.isatty()
+
+
 def say(text: str) -> None:
     """A line for people on stderr."""
     click.echo(text, err=True)
@@ -128,7 +133,7 @@ def notify(text: str) -> None:
 def show_progress(what: str) -> Iterator[Callable[[str], None]]:
     """Say on stderr what takes more than a second, and for how long it has; nothing where that is
     no terminal. What is given to the callable is said too: how far it is."""
-    if not sys.stderr.isatty():
+    if not is_terminal(sys.stderr):
         yield lambda text: None
         return
     started, ended, detail = time.monotonic(), threading.Event(), [""]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -62,7 +63,7 @@ def list_adapters(name: str | None, task: str | None, as_json: bool) -> None:
                 row.task or "-",
                 ", ".join(f"{alias}={number}" for alias, number in row.aliases.items()) or "-",
                 format_time(row.created),
-                row.base,
+                shorten_base(row.base),
             )
             for row in rows
             if not as_json
@@ -79,6 +80,8 @@ def list_versions(registry: Registry, name: str, task: str | None, as_json: bool
     if as_json:
         print_json({"versions": [describe_version(version) for version in versions]})
         return
+    if not versions:
+        say(f"no version of {latest.adapter} is for the task '{task}'")
     print_table(
         ("version", "method", "task", "metrics", "aliases", "digest", "created", "by", "note"),
         (
@@ -257,6 +260,11 @@ def open_registry() -> Registry:
     from hub.registration import Registry
 
     return Registry()
+
+
+def shorten_base(label: str) -> str:
+    """A base in a table: of a folder's path the last part."""
+    return Path(label).name if Path(label).is_absolute() else label
 
 
 def describe_version(version: Version) -> dict[str, Any]:

@@ -14,6 +14,7 @@ from hub.cli.commands import Command, json_option
 from hub.cli.output import format_metrics, notify, print_json, print_pairs
 from hub.cli.registry import open_registry
 from hub.errors import FileError, HubError
+from hub.references import locate_folder
 
 if TYPE_CHECKING:
     from hub.adapter import Adapter
@@ -66,7 +67,13 @@ CHECKPOINTS = "checkpoints"
 @click.option("--learning-rate", type=float, default=2e-4, show_default=True, help="The highest.")
 @click.option("--batch-size", type=int, default=8, show_default=True, help="Rows at once.")
 @click.option("--max-length", type=int, help="Tokens of a row, cut to fit.")
-@click.option("--seed", type=int, default=0, show_default=True, help="For all that is random.")
+@click.option(
+    "--seed",
+    type=click.IntRange(0, 2**32 - 1),
+    default=0,
+    show_default=True,
+    help="For all that is random.",
+)
 @click.option("--resume", is_flag=True, help="Go on with the run in --output, exactly.")
 @json_option(
     *("reference", "output", "metrics", "loss", "steps", "best_step", "seconds", "truncated"),
@@ -102,6 +109,9 @@ def train_adapter(
         raise click.UsageError("say where the adapter goes: --name, --output, or both")
     if resume and output is None:
         raise click.UsageError("--resume needs --output, the folder of the run")
+    if eval_data is None and (metric is not None or choices):
+        what = "--metric" if metric is not None else "--choice"
+        raise click.UsageError(f"{what} needs --eval-data, the rows to measure on")
     config = dict(parse_setting(text) for text in settings)
     with models.quiet_libraries():
         import torch
@@ -115,7 +125,7 @@ def train_adapter(
         registry = open_registry()
         if name is not None:
             check_registry(registry, name, task)
-        folder = Path(output).expanduser() if output is not None else None
+        folder = locate_folder(output) if output is not None else None
         if folder is not None and not resume:
             check_output(folder)
         examples = read_examples(data, template)
@@ -201,8 +211,8 @@ def check_registry(registry: Registry, name: str, task: str | None) -> None:
     check_name(name)
     if task is not None:
         check_text(task, "task")
-    with registry.database.write():
-        registry.blobs.discard(registry.blobs.stage(b""))
+    registry.check_writable()
+    registry.blobs.discard(registry.blobs.stage(b""))
 
 
 def check_output(folder: Path) -> None:

@@ -45,7 +45,7 @@ class Folder:
         if private:
             raise RemoteError(
                 f"{self.label} is a folder, and who may read it is up to its permissions; "
-                "leave private out"
+                "push without private"
             )
         return self.look() if self.path.exists() else None
 

@@ -10,11 +10,11 @@ so a damaged file is fetched once more, and removed from the client's cache wher
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from hub.errors import RemoteError
+from hub.errors import HubError, RemoteError
 from hub.files import (
     CONFIG,
     FILES,
@@ -58,12 +58,15 @@ def push(
     One commit holds the adapter's files and its card; where all of it is there already there is
     none, and `changed` is False. Text that a user wrote into README.md stays.
 
-    Raises UnknownReference, CorruptBlob and FileError for what is to be published, RemoteError
-    where the remote can't be reached or written.
+    Raises UnknownReference, CorruptBlob and FileError for what is to be published, MethodError and
+    ConfigError for a folder that could not be loaded, RemoteError where the remote can't be
+    reached or written, StorageError where the registry can't be written; then nothing was sent.
     """
     target = open_remote(remote, token)
     registry = registry or Registry()
     contents, version = read_local(reference, registry)
+    if version is not None:
+        registry.check_writable()  # before anything leaves this machine
     files = parse_adapter(contents, Path(str(reference)))
     before = target.look_to_write(private)
     known = before.files if before is not None else {}
@@ -76,11 +79,18 @@ def push(
         label = version.reference if version is not None else f"{target.title} from a folder"
         revision = target.write(contents, gone, before, message or label, private)
         changed = True
+    url = target.name_url(revision)
     if version is not None:
-        entry = (version.reference, target.remote, revision)
-        if entry not in registry.publications(version.adapter):
-            registry.record_publication(version, target.remote, revision)
-    return Publication(target.remote, revision, target.name_url(revision), changed)
+        try:
+            entry = (version.reference, target.remote, revision)
+            if entry not in registry.publications(version.adapter):
+                registry.record_publication(version, target.remote, revision)
+        except HubError as error:
+            raise RemoteError(
+                f"{version.reference} is published at {url}, and that could not be noted here: "
+                f"{error}; then push again, which only notes it"
+            ) from error
+    return Publication(target.remote, revision, url, changed)
 
 
 def pull(
@@ -113,21 +123,32 @@ def pull(
     digest = digest_contents(contents)
     versions = registry.list(target)
     published = registry.publications(target)
-    version = next((version for version in versions if version.digest == digest), None)
+    version = find_same(versions, digest)
     if version is None:
         if versions and name is None and source.remote not in {there for _, there, _ in published}:
             raise AlreadyExists(
                 f"{target} is here already ({versions[0].reference}) and was never at "
-                f"{source.label}; pull with the name {target} to make this its next version, or "
-                "with another name"
+                f"{source.label}; name it {target} to make this its next version, or give it "
+                "another name"
             )
         note = f"pulled from {source.remote}@{revision[:12]}"
         if MANIFEST not in contents:
             note += "; another tool wrote it, so its base can't be verified"
-        version = registry.add(contents, name=target, note=note)
+        try:
+            version = registry.add(contents, name=target, note=note)
+        except AlreadyExists:
+            # The same bytes may have come meanwhile, with another note: `note` is only ours.
+            version = find_same(registry.list(target), digest)
+            if version is None:
+                raise
     if (version.reference, source.remote, revision) not in published:
         registry.record_publication(version, source.remote, revision)
     return version
+
+
+def find_same(versions: Sequence[Version], digest: str) -> Version | None:
+    """The version with this content."""
+    return next((version for version in versions if version.digest == digest), None)
 
 
 def fetch(remote: str | Path, folder: str | Path, *, token: str | None = None) -> Path:
@@ -140,19 +161,24 @@ def fetch(remote: str | Path, folder: str | Path, *, token: str | None = None) -
 
 
 def open_remote(remote: str | Path, token: str | None = None) -> Remote:
-    """The repository or the folder that a user names. Raises RemoteError."""
-    if isinstance(remote, Path):
-        return Folder(remote.expanduser())
-    return Folder(locate_folder(remote)) if is_folder(remote) else Repository(remote, token)
+    """The repository or the folder that a user names. Raises RemoteError, FileError."""
+    if isinstance(remote, Path) or is_folder(remote):
+        return Folder(locate_folder(remote))
+    return Repository(remote, token)
 
 
 def read_local(
     reference: str | Path, registry: Registry
 ) -> tuple[dict[str, bytes], Version | None]:
-    """The files to publish, their `hub.json` with the version in it, and that version."""
+    """The files to publish, their `hub.json` with the version in it, and that version. A folder's
+    are checked as if to be loaded, as the registry did with a version's."""
     if isinstance(reference, Path) or is_folder(reference):
-        folder = reference if isinstance(reference, Path) else locate_folder(reference)
-        return read_contents(folder.expanduser()), None
+        from hub.adapter import Adapter
+
+        folder = locate_folder(reference)
+        contents = read_contents(folder)
+        Adapter.parse(contents, folder)
+        return contents, None
     version = registry.get(reference)
     contents = registry.read_files(version)
     if MANIFEST in contents:

@@ -65,9 +65,7 @@ def begin_run(folder: Path, run: Mapping[str, Any]) -> None:
     if folder.exists() and not folder.is_dir():
         raise TrainError(f"{folder} is a file; give a folder for the checkpoints")
     if next(folder.glob("checkpoint-*"), None) is not None:
-        raise TrainError(
-            f"{folder} holds a run already; go on with it by resume=True, or give another folder"
-        )
+        raise TrainError(f"{folder} holds a run already; resume it, or give another folder")
     try:
         folder.mkdir(parents=True, exist_ok=True)
         (folder / RUN).write_text(json.dumps(run, indent=2, sort_keys=True) + "\n")
@@ -84,7 +82,7 @@ def resume_run(folder: Path, run: Mapping[str, Any]) -> Path | None:
         before = json.loads((folder / RUN).read_text())
         base = BaseIdentity.from_json(before["base"])
     except FileNotFoundError as error:
-        raise TrainError(f"{folder} holds no run to resume; start one with resume=False") from error
+        raise TrainError(f"{folder} holds no run to resume; start one without resuming") from error
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise TrainError(f"{folder / RUN} can't be read: {error}; start a new run") from error
     where, way = f"can't resume the run in {folder}", "give what it had, or start in another folder"

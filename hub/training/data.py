@@ -187,7 +187,7 @@ def read_jsonl(path: Path) -> Iterator[Row]:
                     )
                 yield row
     except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"can't read {path}: {error}") from error
+        raise DataError(describe_reading(path, error)) from error
 
 
 def read_csv(path: Path) -> list[Row]:
@@ -209,7 +209,7 @@ def read_csv(path: Path) -> list[Row]:
                 if cells:
                     table.append(cells)
     except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise DataError(f"can't read {path}: {error}") from error
+        raise DataError(describe_reading(path, error)) from error
     columns = [read_column(cells) for cells in zip_longest(*table)]
     return [dict(zip(header, row, strict=True)) for row in zip(*columns, strict=True)]
 
@@ -235,7 +235,7 @@ def read_parquet(path: Path) -> Iterator[Row]:
             for batch in file.iter_batches():
                 yield from batch.to_pylist()
     except (OSError, pyarrow.ArrowException) as error:
-        raise DataError(f"can't read {path}: {shorten(str(error))}") from error
+        raise DataError(describe_reading(path, error)) from error
 
 
 def hash_file(path: Path) -> str:
@@ -247,7 +247,19 @@ def hash_file(path: Path) -> str:
         with path.open("rb") as file:
             return hashlib.file_digest(file, "sha256").hexdigest()
     except OSError as error:
-        raise DataError(f"can't read {path}: {error.strerror or error}") from error
+        raise DataError(describe_reading(path, error)) from error
+
+
+def describe_reading(path: Path, error: Exception) -> str:
+    """One line on a file that can't be read, with the way out."""
+    if isinstance(error, PermissionError):
+        return f"can't read {path}: permission denied; ask who owns it to let you"
+    if isinstance(error, OSError) and error.strerror:
+        return f"can't read {path}: {error.strerror.lower()}; check the disk, or give another file"
+    if isinstance(error, UnicodeDecodeError):
+        return f"can't read {path}: {error}; save it as UTF-8"
+    kind = path.suffix.lower().removeprefix(".")
+    return f"can't read {path}: {shorten(str(error))}; mend it, or write it anew as {kind}"
 
 
 def show_progress(items: Iterable[Any], what: str) -> Iterable[Any]:

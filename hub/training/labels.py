@@ -33,7 +33,7 @@ class Labels:
         known = f"0 to {self.count - 1}" if self.numbered else ", ".join(self.names)
         raise DataError(
             f"row {example.number}: the label {shorten(text)} is none of {known}; correct the row, "
-            "or load the base with as many num_labels as there are labels"
+            "or load the base with a head for as many labels as there are"
         )
 
     def name(self, number: int) -> str:
@@ -51,8 +51,13 @@ def settle_labels(examples: Examples, config: Any, known: Sequence[str] = ()) ->
     count = int(config.num_labels)
     if count < 2 or config.problem_type in ("regression", "multi_label_classification"):
         raise DataError(
-            f"the model's head has num_labels={count} and problem_type={config.problem_type}; "
-            "only one class of two or more can be learned; load the base with num_labels=2 or more"
+            f"the model's head has {count} label{'s' if count > 1 else ''}"
+            + (
+                f" and is for {config.problem_type.replace('_', ' ')}"
+                if config.problem_type
+                else ""
+            )
+            + "; only one class of two or more can be learned; load the base with a head for that"
         )
     texts = {example.completion.strip() for example in examples.items}
     own = [str(config.id2label.get(number, number)) for number in range(count)]
@@ -65,7 +70,7 @@ def settle_labels(examples: Examples, config: Any, known: Sequence[str] = ()) ->
     if len(names) > count:
         raise DataError(
             f"the data has {len(names)} labels ({shorten(', '.join(names))}), the model's head "
-            f"{count}; load the base with num_labels={len(names)}"
+            f"{count}; load the base with a head for {len(names)}"
         )
     return Labels(tuple(names), numbered=False, count=count)
 

@@ -8,14 +8,14 @@ from typing import Any
 
 import torch
 from tqdm import tqdm  # type: ignore[import-untyped]
-from transformers import PrinterCallback, Trainer, TrainerCallback
+from transformers import PrinterCallback, Trainer, TrainerCallback, TrainerState
 
 from hub.adapter import Adapter
 from hub.attachment import Attachment
 from hub.discovery import installed_methods
 from hub.errors import TrainError
 from hub.method import Training
-from hub.training.checkpoints import drop_checkpoints, load_checkpoint
+from hub.training.checkpoints import STATE, drop_checkpoints, load_checkpoint
 from hub.training.evaluation import Evaluator
 
 
@@ -56,6 +56,16 @@ class AdapterTrainer(Trainer):
             ) from error
         finally:
             self._bar.close()
+
+    def restore_finished(self, checkpoint: Path) -> bool:
+        """Whether the run had made all its steps at a checkpoint; then the adapter and the state
+        are as they were there, since the loop would make one more. Raises FileError."""
+        state = TrainerState.load_from_json(str(checkpoint / STATE))
+        if state.global_step < state.max_steps:
+            return False
+        self.state = state
+        load_checkpoint(self._adapter, checkpoint)
+        return True
 
     def training_step(self, model: Any, inputs: Any, num_items_in_batch: Any = None) -> Any:
         """Also the method's penalty, and a stop when the loss is no number."""

@@ -68,6 +68,11 @@ def choose_metrics(names: str | Sequence[str] | None, kind: Kind, choices: bool)
         names = DEFAULTS[kind]
     fit = ", ".join(name for name, m in METRICS.items() if m.find_need(kind) is not None)
     chosen = []
+    if choices and kind == "classification":
+        raise DataError(
+            "choices are completions of a language model, and a classifier chooses among its "
+            "labels; leave them out"
+        )
     for name in [names] if isinstance(names, str) else names:
         if name not in METRICS:
             raise DataError(f"no metric {name!r}; for this model choose from {fit}")
@@ -77,7 +82,7 @@ def choose_metrics(names: str | Sequence[str] | None, kind: Kind, choices: bool)
             raise DataError(f"{name} does not measure a {kind} model; choose from {fit}")
         if need == "choices" and not choices:
             raise DataError(
-                "accuracy of a language model needs choices=[...], the completions to choose from; "
+                "accuracy of a language model needs choices, the completions to choose from; "
                 f"without them choose from {fit.replace('accuracy, ', '')}"
             )
         if name.startswith("rouge"):

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 from hub.adapter import Adapter
 from hub.attachment import Attachment, attach
 from hub.errors import PackageMissing, TrainError
+from hub.references import locate_folder
 from hub.training.checkpoints import begin_run, describe_run, resume_run
 from hub.training.data import Data, read_examples
 from hub.training.encoding import collate, find_kind, make_encoder
@@ -129,7 +130,7 @@ def train(
     from hub.training.loop import AdapterTrainer
 
     if resume and output is None:
-        raise TrainError("resume=True needs output, the folder that holds the run")
+        raise TrainError("to resume a run, give output, the folder that holds it")
     model = getattr(model, "_orig_mod", model)
     kind = find_kind(model)
     metrics = choose_metrics(metric, kind, bool(choices)) if eval_dataset is not None else []
@@ -197,7 +198,8 @@ def train(
             data_collator=lambda batch: collate(batch, encoder.pad),
         )
         try:
-            trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+            if checkpoint is None or not trainer.restore_finished(checkpoint):
+                trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
             best = trainer.load_best()
             trainer.check_tensors()
         finally:
@@ -258,7 +260,7 @@ def put_on(model: Any, adapter: Adapter, allow_other_base: bool) -> Iterator[Att
 def open_output(output: str | Path | None) -> Iterator[Path]:
     """The folder for a run's checkpoints."""
     if output is not None:
-        yield Path(output).expanduser().absolute()
+        yield locate_folder(output).absolute()
         return
     with tempfile.TemporaryDirectory(prefix="pefthub-") as scratch:
         yield Path(scratch)

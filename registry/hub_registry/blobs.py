@@ -89,20 +89,20 @@ class BlobStore:
         return content
 
     def copy(self, entry: FileEntry, target: Path, what: str) -> None:
-        """Write the bytes to `target`, verified and synced. Raises CorruptBlob, StorageError."""
+        """Write the bytes to `target`, verified and synced. Raises CorruptBlob, StorageError, and
+        OSError where `target` can't be written."""
         path = self.find_path(entry.sha256)
         sha256, size = hashlib.sha256(), 0
         with contextlib.ExitStack() as stack:
             with _corrupt_when_missing(path, what), storage_errors(path, "read"):
                 source = stack.enter_context(path.open("rb"))
-            with storage_errors(target, "write"):
-                handle = stack.enter_context(target.open("wb"))
-                for chunk in _read_chunks(source, path):
-                    handle.write(chunk)
-                    sha256.update(chunk)
-                    size += len(chunk)
-                handle.flush()
-                os.fsync(handle.fileno())
+            handle = stack.enter_context(target.open("wb"))
+            for chunk in _read_chunks(source, path):
+                handle.write(chunk)
+                sha256.update(chunk)
+                size += len(chunk)
+            handle.flush()
+            os.fsync(handle.fileno())
         _check_digest(path, sha256.hexdigest(), size, entry, what)
 
     def find_damage(self, entry: FileEntry) -> str | None:

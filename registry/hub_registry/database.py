@@ -78,11 +78,14 @@ class Database:
         self.checked = False
 
     def exists(self) -> bool:
-        """Whether there is a file (SQLite); a server is taken to be there. Raises StorageError."""
+        """Whether there is a file (SQLite); a server is taken to be there. Raises StorageError,
+        also where a part of its path is no folder."""
         if self.path is None:
             return True
-        with storage_errors(self.path, "read"):
-            return self.path.exists()
+        with storage_errors(self.path, "read"), contextlib.suppress(FileNotFoundError):
+            self.path.stat()
+            return True
+        return False
 
     @contextlib.contextmanager
     def read(self) -> Iterator[Connection]:

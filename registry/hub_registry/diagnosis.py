@@ -17,6 +17,7 @@ from hub_registry.errors import HubError
 from hub_registry.records import Finding
 from hub_registry.storage import storage_errors
 from hub_registry.sweeping import find_leftovers
+from hub_registry.verification import find_lost_rows
 
 # Below this many bytes a warning is due.
 _LITTLE_SPACE = 1 << 30
@@ -37,12 +38,15 @@ def find_findings(database: Database, blobs: BlobStore, home: Path) -> list[Find
 
 
 def _look_at_database(database: Database, blobs: BlobStore, home: Path) -> Iterator[Finding]:
-    if not database.exists():
-        yield Finding("ok", "database", f"{database.label} is made by the first version")
-        return
     with database.read() as connection:
+        if not database.checked:
+            if lost := find_lost_rows(database, blobs):
+                yield Finding("error", "database", lost)
+            else:
+                yield Finding("ok", "database", f"{database.label} is made by the first version")
+            return
         yield Finding("ok", "database", f"{database.label} has schema {schema.REVISION}")
-        if connection.dialect.name != "sqlite" or not database.checked:
+        if connection.dialect.name != "sqlite":
             return
         mode = connection.execute(sql("PRAGMA journal_mode")).scalar_one()
         # A file that can only be read does not tell its mode.
@@ -75,7 +79,9 @@ def _look_at_folders(database: Database, blobs: BlobStore, home: Path) -> Iterat
     with storage_errors(home, "read"):
         folder = next(path for path in (home, *home.parents) if path.exists())
         free = shutil.disk_usage(folder).free
-    if not os.access(folder, os.W_OK):
+    if not folder.is_dir():
+        yield Finding("error", "home", f"{folder} is a file; set HUB_HOME to a folder")
+    elif not os.access(folder, os.W_OK):
         yield Finding(
             "error", "home", f"{folder} can't be written; set HUB_HOME to a folder of yours"
         )

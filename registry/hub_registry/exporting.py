@@ -11,30 +11,35 @@ from hub_registry.blobs import BlobStore
 from hub_registry.errors import AlreadyExists
 from hub_registry.names import check_name
 from hub_registry.records import Version
-from hub_registry.storage import make_folder, storage_errors, sync_folder
+from hub_registry.storage import storage_errors, sync_folder
+
+OTHERWISE = "choose another folder"
 
 
 def export_version(blobs: BlobStore, version: Version, folder: Path) -> Path:
     """Write every file, verified, beside `folder` and rename. Raises AlreadyExists where there is
     a file or a folder that is not empty, CorruptBlob, StorageError."""
     folder = folder.absolute()
-    with storage_errors(folder, "read"):
+    with storage_errors(folder, "read", OTHERWISE):
         if folder.exists() and not folder.is_dir():
             raise AlreadyExists(f"can't export to {folder}: it is a file; give another folder")
         if folder.is_dir() and any(folder.iterdir()):
             raise AlreadyExists(
                 f"can't export to {folder}: it is not empty; empty it or give another folder"
             )
-    make_folder(folder.parent)
+    with storage_errors(folder.parent, "write", OTHERWISE):
+        folder.parent.mkdir(parents=True, exist_ok=True)
     temporary = folder.parent / f".{folder.name}.{uuid.uuid4().hex[:12]}"
     with contextlib.ExitStack() as stack:
         stack.callback(shutil.rmtree, temporary, ignore_errors=True)
-        with storage_errors(temporary, "write"):
+        with storage_errors(folder, "write", OTHERWISE):
             temporary.mkdir()
         for name, entry in version.files.items():
             # A file name out of a database that somebody else wrote must not lead elsewhere.
-            blobs.copy(entry, temporary / check_name(name, "file"), f"{version.reference} {name}")
-        with storage_errors(folder, "write"):
+            target = temporary / check_name(name, "file")
+            with storage_errors(folder, "write", OTHERWISE):
+                blobs.copy(entry, target, f"{version.reference} {name}")
+        with storage_errors(folder, "write", OTHERWISE):
             sync_folder(temporary)
             temporary.rename(folder)
             sync_folder(folder.parent)

@@ -9,7 +9,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import URL
+from sqlalchemy import URL, false, update
 
 from hub_registry import (
     aliases,
@@ -20,6 +20,7 @@ from hub_registry import (
     reading,
     schema,
     sweeping,
+    tables,
     verification,
 )
 from hub_registry.blobs import BlobStore
@@ -105,11 +106,13 @@ class Registry:
 
     def alias(self, reference: str, alias: str, *, note: str | None = None) -> None:
         """Make an alias point to a version, or move it there. Raises BadName, UnknownReference."""
+        self.get(reference)  # so that a registry is not made for a version that is not there
         with self.database.write() as connection:
             aliases.move_alias(connection, reference, alias, note)
 
     def unalias(self, name: str, alias: str, *, note: str | None = None) -> None:
         """Remove an alias; its history stays. Raises BadName, UnknownReference."""
+        self.get(name)
         with self.database.write() as connection:
             aliases.remove_alias(connection, name, alias, note)
 
@@ -174,6 +177,14 @@ class Registry:
         """Read every blob of these versions, or everything, and say what is not as it was stored.
         Raises BadName, UnknownReference."""
         return verification.find_faults(self.database, self.blobs, references)
+
+    def check_writable(self) -> None:
+        """Write no row: for what would be lost or half done if the rows that end it could not be
+        written. Raises StorageError, SchemaError."""
+        count = tables.adapter.c.next_version
+        with self.database.write() as connection:
+            # A transaction alone is no proof: on a file that is read-only SQLite begins it.
+            connection.execute(update(tables.adapter).where(false()).values(next_version=count))
 
     def check(self) -> builtins.list[Finding]:
         """Say whether the registry is fit for use. Raises nothing."""

@@ -17,27 +17,32 @@ _NO_LINKS = (errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.E
 
 
 @contextlib.contextmanager
-def storage_errors(path: Path, doing: str) -> Iterator[None]:
-    """Raise StorageError for an OSError inside: `doing` is "write", "read" or "remove"."""
+def storage_errors(path: Path, doing: str, otherwise: str | None = None) -> Iterator[None]:
+    """Raise StorageError for an OSError inside: `doing` is "write", "read" or "remove".
+
+    otherwise: the way out where `path` is not in HUB_HOME.
+    """
     try:
         yield
     except OSError as error:
-        raise StorageError(describe_os_error(error, path, doing)) from error
+        raise StorageError(describe_os_error(error, path, doing, otherwise)) from error
 
 
-def describe_os_error(error: OSError, path: Path, doing: str) -> str:
+def describe_os_error(error: OSError, path: Path, doing: str, otherwise: str | None = None) -> str:
     """One line: what could not be done to which path, why, and the way out."""
     if error.errno in _FULL:
-        way_out = f"{describe_space(path)}; free some space, or set HUB_HOME to another disk"
+        other = otherwise or "set HUB_HOME to another disk"
+        way_out = f"{describe_space(path)}; free some space, or {other}"
         return f"can't {doing} {path}: {_name_error(error)}, {way_out}"
     if error.errno == errno.EROFS:
-        way_out = "make it writable, or set HUB_HOME to a folder that is"
+        way_out = f"make it writable, or {otherwise or 'set HUB_HOME to a folder that is'}"
     elif error.errno in _FORBIDDEN:
-        way_out = f"ask who owns it to let you {doing} it, or set HUB_HOME to a folder of yours"
+        other = otherwise or "set HUB_HOME to a folder of yours"
+        way_out = f"ask who owns it to let you {doing} it, or {other}"
     elif error.errno in (errno.ENOTDIR, errno.EEXIST, errno.EISDIR):
-        way_out = "move away what is there, or set HUB_HOME to another folder"
+        way_out = f"move away what is there, or {otherwise or 'set HUB_HOME to another folder'}"
     else:
-        way_out = "check the disk, or set HUB_HOME to another folder"
+        way_out = f"check the disk, or {otherwise or 'set HUB_HOME to another folder'}"
     return f"can't {doing} {path}: {_name_error(error)}; {way_out}"
 
 

@@ -34,12 +34,27 @@ def find_faults(database: Database, blobs: BlobStore, references: Sequence[str])
                 ).scalars()
             )
             faults = list(_find_row_faults(connection))
+            if not database.checked and (lost := find_lost_rows(database, blobs)):
+                faults.append(Fault(lost))
         checked: dict[FileEntry, str | None] = {}
         for start in range(0, len(row_ids), _BATCH):
             faults += _find_version_faults(
                 connection, blobs, row_ids[start : start + _BATCH], checked
             )
     return faults
+
+
+def find_lost_rows(database: Database, blobs: BlobStore) -> str | None:
+    """What is wrong where a database without tables stands beside blobs: its rows were lost, since
+    a blob is placed after the tables are made. Raises StorageError."""
+    count = sum(1 for _ in blobs.find_all())
+    if not count:
+        return None
+    what = "is empty" if database.exists() else "is missing"
+    return (
+        f"the database {database.label} {what}, and {count} blobs are in {blobs.folder}; restore "
+        "it from a backup"
+    )
 
 
 def _find_version_faults(

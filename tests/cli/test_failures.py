@@ -48,6 +48,11 @@ def wait():
     click.echo("waiting")
     time.sleep(60)
 waits = make("waits", wait)
+def allocate(size):
+    import torch
+    torch.empty(size)
+large = make("large", lambda: allocate(10**15))
+larger = make("larger", lambda: allocate(10**20))
 """
 
 
@@ -206,12 +211,40 @@ def locked(add: Add, home: Path) -> Iterator[Path]:
 def test_a_home_that_is_read_only_is_read(
     line: str, code: int, start: str, locked: Path, home: Path
 ) -> None:
-    done = subprocess.run(
+    done = run_locked(line, locked, home)
+    assert done.returncode == code, done.stderr
+    assert done.stderr.startswith(start.format(home=locked))
+    assert done.stderr.count("\n") == code
+
+
+def run_locked(line: str, locked: Path, home: Path) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
         [sys.executable, "-c", AS_NOBODY, line, home, locked],
         capture_output=True,
         text=True,
         check=False,
     )
-    assert done.returncode == code, done.stderr
-    assert done.stderr.startswith(start.format(home=locked))
-    assert done.stderr.count("\n") == code
+
+
+def test_push_from_a_home_that_is_read_only_is_one_line(locked: Path, home: Path) -> None:
+    with tempfile.TemporaryDirectory() as shared:
+        Path(shared).chmod(0o777)
+        done = run_locked(f"push sst2@1 {shared}/first", locked, home)
+        assert done.stderr.startswith(f"error: the database {locked}/registry.db can't be opened")
+        assert (done.returncode, done.stderr.count("\n")) == (1, 1)
+
+
+@pytest.mark.parametrize("name", ["large", "larger"])
+def test_what_fits_into_no_memory_is_one_line(name: str, end: Callable[[str], Result]) -> None:
+    result = end(name)
+    assert result.exit_code == 1
+    assert "smaller options of the method (--set)" in result.stderr
+
+
+def test_a_closed_stdout_is_no_bug(run: Run, add: Add) -> None:
+    add()
+    hub = Path(sys.executable).with_name("hub")
+    done = subprocess.run(
+        ["sh", "-c", f"{hub} list >&-"], stderr=subprocess.PIPE, text=True, check=False
+    )
+    assert (done.returncode, done.stderr) == (0, "")

@@ -97,3 +97,10 @@ def test_import_of_an_edited_folder_fails(run: Run, fail: Fail, add: Add) -> Non
     path.chmod(0o644)
     path.write_text(path.read_text().replace('"r": 2', '"r": 4'))
     assert "was changed or damaged" in fail("import saved --name a")
+
+
+def test_folders_may_be_addresses(run: Run, add: Add, workplace: Path, fail: Fail) -> None:
+    add()
+    run(f"export sst2 file://{workplace}/out")
+    assert "is" in run(f"import file://{workplace}/out --name other").stdout
+    assert "three slashes" in fail("import file://out --name other")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -199,3 +200,23 @@ def test_a_database_that_is_none_is_one_line(fail: Fail, home: Path) -> None:
 def test_an_address_that_is_none_is_one_line(fail: Fail, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HUB_REGISTRY", "nothing")
     assert "not a database URL" in fail("list")
+
+
+def test_a_base_in_a_folder_is_its_last_part_in_a_table(run: Run, add: Add) -> None:
+    base = dataclasses.replace(add("first").base, repo="/some/long/way/bert")
+    add("second", base=base)
+    line = run("list").stdout.splitlines()[-1]
+    assert line.endswith("  bert")
+
+
+def test_list_says_that_no_version_is_for_a_task(run: Run, add: Add) -> None:
+    add()
+    result = run("list sst2 --task zz")
+    assert result.stdout == ""
+    assert result.stderr == "no version of sst2 is for the task 'zz'\n"
+
+
+@pytest.mark.parametrize("line", ["list", "doctor"])
+def test_a_home_that_is_a_file_is_said(line: str, run: Run, home: Path) -> None:
+    home.write_text("mine")
+    assert "not a directory" in run(line, 1).stderr

@@ -76,3 +76,14 @@ def test_push_without_a_server_is_one_line(
     add()
     monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")
     assert "http://127.0.0.1:9 can't be reached" in fail("push sst2 org/sst2")
+
+
+def test_push_of_a_folder_that_nothing_loads_is_refused(run: Run, fail: Fail, add: Add) -> None:
+    add()
+    run("export sst2 saved")
+    Path("saved/hub.json").unlink()
+    path = Path("saved/adapter_config.json")
+    path.chmod(0o644)
+    path.write_text(path.read_text().replace('"LORA"', '"NOTHING"'))
+    assert "NOTHING" in fail("push ./saved ./shared").upper()
+    assert not Path("shared").exists()

@@ -10,11 +10,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from huggingface_hub import constants
+from huggingface_hub.errors import HfHubHTTPError
 from transformers import AutoConfig
 
 import hub
-from hub.cli.models import choose_kind
+from hub.cli.models import choose_kind, describe_loading, shorten
 from hub.cli.training import register
+from hub_registry import StorageError
 from tests.cli.conftest import Run
 from tests.tiny import build_tiny
 
@@ -125,6 +128,9 @@ def test_train_with_the_same_seed_gives_the_same_version(
         ("--eval-data test.jsonl --metric f1", "no metric 'f1'"),
         ("--batch-size 0", "batch_size is 0"),
         ("--resume --output new", "holds no run to resume"),
+        ("--base ''", "the base has no name"),
+        ("--kind seq2seq", "has no model for --kind seq2seq; choose another --kind"),
+        ("--eval-data test.jsonl --choice good", "a classifier chooses among its labels"),
     ],
 )
 def test_train_fails_in_one_line(change: str, expected: str, fail: Callable[..., str]) -> None:
@@ -138,6 +144,9 @@ def test_train_fails_in_one_line(change: str, expected: str, fail: Callable[...,
         (f"{TRAIN} --name a --resume", "--resume needs --output"),
         (f"{TRAIN} --name a --set r", "write --set r=8"),
         (f"{TRAIN} --name a --kind other", "'other' is not one of"),
+        (f"{TRAIN} --name a --seed 4294967296", "is not in the range"),
+        (f"{TRAIN} --name a --metric accuracy", "--metric needs --eval-data"),
+        (f"{TRAIN} --name a --choice good", "--choice needs --eval-data"),
     ],
 )
 def test_train_wrong_usage_exits_2(line: str, expected: str, run: Run) -> None:
@@ -245,3 +254,74 @@ def test_eval_fails_in_one_line(
 ) -> None:
     add()
     assert expected in fail(line)
+
+
+@pytest.fixture
+def mangled(workplace: Path) -> Path:
+    """`mangled`, a copy of `bert` to be changed."""
+    return Path(shutil.copytree(workplace / "bert", workplace / "mangled", symlinks=False))
+
+
+def test_a_base_without_a_tokenizer_is_refused(mangled: Path, fail: Callable[..., str]) -> None:
+    for path in mangled.glob("*token*"):
+        path.unlink()
+    line = fail(f"{TRAIN} --name a --base mangled")
+    assert "the base mangled has no tokenizer (what it has knows 5 tokens)" in line
+
+
+def test_a_base_whose_weights_are_cut_short_is_refused(
+    mangled: Path, fail: Callable[..., str]
+) -> None:
+    path = mangled / "model.safetensors"
+    path.write_bytes(path.read_bytes()[:-100])
+    assert "are cut short or damaged" in fail(f"{TRAIN} --name a --base mangled")
+
+
+def test_a_base_is_remembered_by_its_whole_path(
+    run: Run, registry: hub.Registry, workplace: Path
+) -> None:
+    run(f"{TRAIN} --name reviews")
+    assert registry.get("reviews").base.repo == str(workplace / "bert")
+
+
+def test_a_base_from_a_server_that_is_away_names_it(
+    fail: Callable[..., str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    line = fail(f"{TRAIN} --name a --base org/nothing")
+    assert "HF_HUB_OFFLINE is set" in line
+
+
+@pytest.mark.usefixtures("online")
+def test_a_base_that_the_hub_has_not_is_named(fail: Callable[..., str]) -> None:
+    line = fail(f"{TRAIN} --name a --base org/nothing")
+    assert "has no repository org/nothing" in line
+    assert line.endswith("or give the folder of a model")
+
+
+def test_the_hubs_errors_keep_their_way_out() -> None:
+    try:
+        raise OSError("We couldn't connect") from HfHubHTTPError.__bases__[0]("refused")
+    except OSError as error:
+        line = describe_loading(error, "org/base", "model", None)
+    assert "can't be reached (refused); check the network, or HF_ENDPOINT" in line
+
+
+def test_what_transformers_says_is_cut_between_sentences() -> None:
+    text = "One. " + "x" * 200 + ". " + "y" * 200 + "."
+    assert shorten(text) == "One. " + "x" * 200
+
+
+def test_eval_that_could_not_record_does_not_measure(
+    run: Run, fail: Callable[..., str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run(f"{TRAIN} --name reviews")
+
+    def refuse(*_: Any) -> None:
+        raise StorageError("the database can't be opened for this")
+
+    monkeypatch.setattr(hub.Registry, "check_writable", refuse)
+    # The base is not looked for any more.
+    line = fail("eval reviews --data test.jsonl --base ./nothing")
+    assert line == "the database can't be opened for this"
+    assert "recorded  no" in run("eval reviews --data test.jsonl --no-record").stdout

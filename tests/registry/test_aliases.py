@@ -59,3 +59,10 @@ def test_an_alias_needs_its_version_and_removal_its_alias(registry: Registry, ad
         registry.unalias("sst2", "best")
     with pytest.raises(UnknownReference, match="no adapter 'other'"):
         registry.unalias("other", "best")
+
+
+def test_an_alias_in_an_empty_home_makes_no_registry(registry: Registry) -> None:
+    for change in (lambda: registry.alias("sst2@1", "best"), lambda: registry.unalias("sst2", "x")):
+        with pytest.raises(UnknownReference):
+            change()
+    assert not registry.home.exists()

@@ -3,7 +3,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from hub_registry import Registry, Version
+import pytest
+
+from hub_registry import Registry, StorageError, Version
 
 Add = Callable[..., Version]
 
@@ -37,3 +39,12 @@ def test_a_damaged_database_is_an_error_and_not_an_exception(registry: Registry)
     (registry.home / "registry.db").write_bytes(b"this is no database at all" * 100)
     [error] = [finding for finding in registry.check() if finding.level == "error"]
     assert "is damaged" in error.text
+
+
+def test_a_home_that_is_a_file_is_an_error(registry: Registry) -> None:
+    registry.home.write_text("mine")
+    errors = [finding for finding in registry.check() if finding.level == "error"]
+    assert any("not a directory; move away what is there" in item.text for item in errors)
+    assert any("is a file; set HUB_HOME to a folder" in item.text for item in errors)
+    with pytest.raises(StorageError, match="not a directory"):
+        registry.adapters()

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from hub_registry import AlreadyExists, BadName, CorruptBlob, Registry, Version
+from hub_registry import AlreadyExists, BadName, CorruptBlob, Registry, StorageError, Version
 
 Add = Callable[..., Version]
 
@@ -59,3 +59,25 @@ def test_a_name_that_leads_elsewhere_is_refused(
     with pytest.raises(BadName):
         registry.export(version, tmp_path / "out" / "folder")
     assert list((tmp_path / "out").iterdir()) == []
+
+
+def test_a_folder_that_can_not_be_written_is_named(
+    registry: Registry, add: Add, tmp_path: Path
+) -> None:
+    add()
+    (tmp_path / "file").touch()
+    with pytest.raises(StorageError) as caught:
+        registry.export("sst2", tmp_path / "file" / "folder")
+    assert str(caught.value).startswith(f"can't write {tmp_path / 'file'}: ")
+    assert str(caught.value).endswith("or choose another folder")
+
+
+def test_a_name_that_is_too_long_is_told_of_the_folder(
+    registry: Registry, add: Add, tmp_path: Path
+) -> None:
+    add()
+    folder = tmp_path / ("a" * 250)  # the temporary beside it has a longer name
+    with pytest.raises(StorageError) as caught:
+        registry.export("sst2", folder)
+    assert str(caught.value).startswith(f"can't write {folder}: ")
+    assert "HUB_HOME" not in str(caught.value)

@@ -117,3 +117,25 @@ def test_a_database_with_flipped_bytes_gives_answers_or_errors_of_ours(
                 refused += 1
         assert Registry(registry.home).check()
     assert refused > 30
+
+
+@pytest.mark.parametrize("emptied", [True, False])
+def test_a_database_that_was_lost_beside_its_blobs_is_a_fault(
+    registry: Registry, add: Add, emptied: bool
+) -> None:
+    add()
+    for path in registry.home.glob("registry.db*"):
+        path.unlink()
+    if emptied:
+        (registry.home / "registry.db").touch()
+    again = Registry(registry.home)
+    [fault] = again.verify()
+    assert ("is empty" if emptied else "is missing") in fault.problem
+    assert "2 blobs are in" in fault.problem
+    [error] = [finding for finding in again.check() if finding.level == "error"]
+    assert error.text == fault.problem
+
+
+def test_a_home_without_anything_has_no_faults(registry: Registry) -> None:
+    assert registry.verify() == []
+    assert not registry.home.exists()

@@ -12,8 +12,8 @@ import pytest
 from huggingface_hub import HfApi, constants
 
 import hub
-from hub import repositories
 from hub.errors import FileError, RemoteError
+from hub.remotes import repositories
 from hub.server import HubServer
 from hub_registry import UnknownReference
 
@@ -263,7 +263,7 @@ def test_next_version_takes_the_place_of_the_one_before_in_a_folder(
 def test_private_folder_is_refused(
     sst2: hub.Adapter, registry: hub.Registry, tmp_path: Path
 ) -> None:
-    refuse_push(registry, tmp_path / "shared", "leave private out", private=True)
+    refuse_push(registry, tmp_path / "shared", "push without private", private=True)
     assert not (tmp_path / "shared").exists()
 
 

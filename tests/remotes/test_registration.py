@@ -11,9 +11,9 @@ import pytest
 import torch
 
 import hub
-from hub.errors import BaseMismatch, FileError
+from hub.errors import BaseMismatch, FileError, RemoteError
 from hub.identity import identify_base
-from hub_registry import AlreadyExists, CorruptBlob, UnknownReference
+from hub_registry import AlreadyExists, CorruptBlob, StorageError, UnknownReference
 from tests.tiny import build_tiny, make_inputs
 
 Make = Callable[..., hub.Adapter]
@@ -175,3 +175,48 @@ def test_publications_are_listed_in_order(registry: hub.Registry, sst2: hub.Adap
         ("sst2@1", "ana/sst2", "abc"),
         ("sst2@1", "team/sst2", "def"),
     ]
+
+
+class Forgetful(hub.Registry):
+    """A registry whose disk fills up after the files have left."""
+
+    def record_publication(self, version: Any, remote: str, revision: str) -> None:
+        raise StorageError("the disk is full; free some space")
+
+
+def test_a_publication_that_can_not_be_noted_is_told(
+    sst2: hub.Adapter, registry: hub.Registry, tmp_path: Path
+) -> None:
+    target = tmp_path / "shared"
+    with pytest.raises(RemoteError, match=r"sst2@1 is published at file:.*noted here: the disk"):
+        hub.push("sst2@1", target, registry=Forgetful(registry.home))
+    assert hub.push("sst2@1", target, registry=registry).changed is False
+    assert [there for there, *_ in registry.publications("sst2")] == ["sst2@1"]
+
+
+class Overtaken(hub.Registry):
+    """A registry into which another process adds the same bytes just before this one does."""
+
+    def add(self, adapter: Any, *, note: str | None = None, **says: Any) -> Any:
+        super().add(adapter, note="by hand", **says)
+        return super().add(adapter, note=note, **says)
+
+
+def test_a_pull_that_an_import_overtakes_is_the_same_version(
+    sst2: hub.Adapter, registry: hub.Registry, tmp_path: Path
+) -> None:
+    hub.push("sst2@1", tmp_path / "shared", registry=registry)
+    version = hub.pull(tmp_path / "shared", registry=Overtaken(tmp_path / "other-home"))
+    assert (version.reference, version.note) == ("sst2@1", "by hand")
+
+
+def test_push_to_what_can_not_be_noted_sends_nothing(
+    sst2: hub.Adapter, registry: hub.Registry, tmp_path: Path
+) -> None:
+    class Closed(hub.Registry):
+        def check_writable(self) -> None:
+            raise StorageError("the database can't be opened for this")
+
+    with pytest.raises(StorageError):
+        hub.push("sst2@1", tmp_path / "shared", registry=Closed(registry.home))
+    assert not (tmp_path / "shared").exists()

@@ -158,7 +158,7 @@ def test_pull_does_not_mix_with_another_adapter_of_that_name(
 ) -> None:
     hub.push("sst2@1", "ana/sst2")
     other.add(make_adapter(seed=9), name="sst2")
-    with pytest.raises(AlreadyExists, match="never at ana/sst2; pull with the name sst2"):
+    with pytest.raises(AlreadyExists, match="never at ana/sst2; name it sst2"):
         hub.pull("ana/sst2", registry=other)
     assert hub.pull("ana/sst2", name="sst2", registry=other).reference == "sst2@2"
 

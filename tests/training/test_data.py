@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hub.errors import DataError, PackageMissing
-from hub.training.data import Template, read_examples
+from hub.training.data import Template, describe_reading, read_examples
 from tests.training.tasks import TEMPLATE
 
 ROWS = [{"x": "2020-01-01", "y": "NA"}, {"x": "007", "y": "1"}, {"x": 'a "b", ||| c', "y": "ü\nv"}]
@@ -176,3 +176,15 @@ def test_parquet_without_pyarrow_says_what_to_install(
     monkeypatch.setitem(__import__("sys").modules, "pyarrow.parquet", None)
     with pytest.raises(PackageMissing, match=r"pip install 'pefthub\[train\]'"):
         read_examples(path, TEMPLATE)
+
+
+@pytest.mark.parametrize(
+    ("error", "expected"),
+    [
+        (PermissionError(13, "Permission denied"), "permission denied; ask who owns it"),
+        (OSError(5, "Input/output error"), "input/output error; check the disk, or give another"),
+        (ValueError("odd"), "'odd'; mend it, or write it anew as csv"),
+    ],
+)
+def test_file_that_can_not_be_read_has_a_way_out(error: Exception, expected: str) -> None:
+    assert f"can't read a.csv: {expected}" in describe_reading(Path("a.csv"), error)

@@ -153,7 +153,7 @@ def test_labels_of_an_adapter_come_first() -> None:
     ("labels", "known", "message"),
     [
         ([0, 3], (), "row 2: the label '3' is none of 0 to 2"),
-        (["a", "b", "c", "d"], (), "4 labels .* the model's head 3; .* num_labels=4"),
+        (["a", "b", "c", "d"], (), "4 labels .* the model's head 3; .* a head for 4"),
         (["a", "d"], ("a", "b"), "row 2: the label 'd' is none of a, b"),
         (["1", "-1"], ("a", "b"), "is none of a, b"),
     ],
@@ -167,7 +167,7 @@ def test_label_out_of_range_is_refused(
 
 def test_regression_head_is_refused() -> None:
     config = build_tiny("bert", "classification", num_labels=1).config
-    with pytest.raises(DataError, match="num_labels=1"):
+    with pytest.raises(DataError, match="has 1 label; only"):
         settle([0], config)
 
 

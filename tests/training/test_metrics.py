@@ -55,7 +55,7 @@ def test_default_metric_depends_on_the_model() -> None:
     [
         ("f1", "causal", "no metric 'f1'; for this model choose from accuracy, exact_match"),
         ("rouge1", "classification", "rouge1 does not measure a classification model.*accuracy"),
-        ("accuracy", "causal", "needs choices=.*choose from exact_match"),
+        ("accuracy", "causal", "needs choices, .*choose from exact_match"),
         ([], "causal", "no metric was named"),
     ],
 )
@@ -68,3 +68,8 @@ def test_rouge_without_its_package_says_what_to_install(monkeypatch: pytest.Monk
     monkeypatch.setitem(sys.modules, "rouge_score.rouge_scorer", None)
     with pytest.raises(PackageMissing, match="rouge-score is not installed"):
         choose_metrics("rougeL", "causal", False)
+
+
+def test_choices_are_not_for_a_classifier() -> None:
+    with pytest.raises(DataError, match="a classifier chooses among its labels; leave them out"):
+        choose_metrics("accuracy", "classification", choices=True)

@@ -203,7 +203,7 @@ def test_damaged_checkpoint_is_refused(stopped: Path, tmp_path: Path) -> None:
 
 
 def test_folder_with_a_run_is_not_overwritten(stopped: Path) -> None:
-    with pytest.raises(TrainError, match="holds a run already; go on with it by resume=True"):
+    with pytest.raises(TrainError, match="holds a run already; resume it"):
         train(make_adapter(), stopped)
 
 
@@ -216,3 +216,12 @@ def test_output_that_is_a_file_is_refused(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(TrainError, match="is a file; give a folder"):
         train(make_adapter(), tmp_path / "file")
+
+
+def test_finished_run_makes_no_more_steps(tmp_path: Path) -> None:
+    options: dict[str, Any] = dict(save_steps=None, max_steps=3, eval_dataset=None)
+    adapter, again = make_adapter(), make_adapter(seed=1)
+    expected = train(adapter, tmp_path / "run", **options)
+    found = train(again, tmp_path / "run", resume=True, **options)
+    assert are_equal(again, adapter)
+    assert (found.steps, found.losses) == (expected.steps, expected.losses) == (3, found.losses)

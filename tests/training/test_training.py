@@ -397,7 +397,7 @@ def test_progress_shows_steps_and_loss_on_a_terminal(
         (dict(warmup=1), TrainError, "warmup is 1"),
         (dict(weight_decay=-1), TrainError, "weight_decay is -1"),
         (dict(seed=-1), TrainError, "seed is -1"),
-        (dict(resume=True), TrainError, "resume=True needs output"),
+        (dict(resume=True), TrainError, "to resume a run, give output"),
         (dict(metric="bleu", eval_dataset=ROWS), DataError, "no metric 'bleu'"),
         (dict(template="{{ x }}"), DataError, "has 0 times"),
         (dict(max_length=3), DataError, "row 1: the completion .* raise max_length"),
