@@ -46,7 +46,14 @@ class Effect:
         self.index = index
 
     def __call__(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
-        return self.change(args[0], output) if self.switch.on else None
+        if not self.switch.on:
+            return None
+        if self.index is not None:
+            return self.change(args[0], output)
+        # The same as `change`, without a call: this runs at every projection of every token.
+        for effect in self.modules:
+            output = effect.forward(args[0], output)
+        return output
 
     def change(self, x: torch.Tensor, output: Any) -> Any:
         """The output with the effect in it. The modules' forward is called directly: they carry no

@@ -9,8 +9,8 @@ Jordan et al., 2024, "Muon: An optimizer for hidden layers in neural networks",
 https://kellerjordan.github.io/posts/muon/; 0.2 √n as in Liu et al., 2025, "Muon is Scalable for LLM
 Training", section 2.2, https://arxiv.org/abs/2502.16982, so that Adam's rates fit.
 
-It learns from a text of a million tokens what Adam needs about twice as many for. What differs from
-torch's own (torch 2.9): matrices of one shape are one batch, which is faster where they are small.
+It gives the demo a better base than Adam does from the same text. What differs from torch's own
+(torch 2.9): matrices of one shape are one batch, which is faster where they are small.
 """
 
 from __future__ import annotations
