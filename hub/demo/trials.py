@@ -98,10 +98,8 @@ def run_trials(
         return trial
 
     trials = []
-    seconds, head = (
-        0.0,
-        [p for path in find_heads(model) for p in model.get_submodule(path).parameters()],
-    )
+    seconds = 0.0
+    head = [p for path in find_heads(model) for p in model.get_submodule(path).parameters()]
     if head:
         seconds = fine_tune(model, head, task, tokenizer, task.plan.learners["head"].rate, seed)
     size = 4 * count(head)

@@ -16,6 +16,7 @@ from torch.nn import functional as F
 
 from hub.attachment import Attachment, Composition, attach
 from hub.errors import AttachError, DataError
+from hub.sites import unwrap_model
 from hub.training.data import Data, Examples, read_examples, show_progress
 from hub.training.encoding import (
     IGNORED,
@@ -79,7 +80,7 @@ def evaluate(
     Raises DataError on the dataset, the template or a metric that can't be used, TrainError on a
     model that can't be measured, PackageMissing, and what `attach` raises.
     """
-    model = getattr(model, "_orig_mod", model)
+    model = unwrap_model(model)
     kind = find_kind(model)
     chosen = choose_metrics(metrics, kind, bool(choices))
     if batch_size < 1:

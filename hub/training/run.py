@@ -18,6 +18,7 @@ from hub.adapter import Adapter
 from hub.attachment import Attachment, attach
 from hub.errors import PackageMissing, TrainError
 from hub.references import locate_folder
+from hub.sites import unwrap_model
 from hub.training.checkpoints import begin_run, describe_run, resume_run
 from hub.training.data import Data, read_examples
 from hub.training.encoding import collate, find_kind, make_encoder
@@ -131,7 +132,7 @@ def train(
 
     if resume and output is None:
         raise TrainError("to resume a run, give output, the folder that holds it")
-    model = getattr(model, "_orig_mod", model)
+    model = unwrap_model(model)
     kind = find_kind(model)
     metrics = choose_metrics(metric, kind, bool(choices)) if eval_dataset is not None else []
     examples = read_examples(dataset, template)
