@@ -23,6 +23,7 @@ from hub.errors import ConfigError, HubError
 if TYPE_CHECKING:
     from hub.adapter import Adapter
     from hub.attachment import Attachment, attach
+    from hub.bases import Base
     from hub.composition import Stack
     from hub.hookspecs import hookimpl
     from hub.method import Method, Training, drop_neutral
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
     from hub.registration import Registry
     from hub.remotes import pull, push
     from hub.sites import Site
+    from hub.targets import choose_targets
     from hub.training import evaluate, train
 
 __version__ = "0.1.0"
@@ -37,6 +39,7 @@ __version__ = "0.1.0"
 __all__ = [
     "Adapter",
     "Attachment",
+    "Base",
     "ConfigError",
     "HubError",
     "Method",
@@ -45,6 +48,7 @@ __all__ = [
     "Stack",
     "Training",
     "attach",
+    "choose_targets",
     "drop_neutral",
     "evaluate",
     "hookimpl",
@@ -57,12 +61,14 @@ __all__ = [
 _HOMES = {
     "Adapter": "adapter",
     "Attachment": "attachment",
+    "Base": "bases",
     "Method": "method",
     "Registry": "registration",
     "Site": "sites",
     "Stack": "composition",
     "Training": "method",
     "attach": "attachment",
+    "choose_targets": "targets",
     "drop_neutral": "method",
     "evaluate": "training",
     "hookimpl": "hookspecs",

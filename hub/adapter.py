@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from hub.bases import Base
+from hub.building import build_modules
 from hub.discovery import installed_methods
 from hub.errors import FileError
 from hub.files import Manifest, format_files, parse_adapter, read_contents, write_files
@@ -97,11 +99,11 @@ class Adapter:
         config = owner.make_config(**options)
         chosen = owner.choose_sites(sites, config)
         config = owner.settle_config(config, chosen)
-        tensors = {
-            f"{site.path}.{name}": tensor
-            for site in chosen
-            for name, tensor in owner.build(site, config).state_dict().items()
-        }
+        modules = build_modules(owner, chosen, config)
+        with torch.no_grad():
+            for site, module in modules.sites.items():
+                owner.start(module, site, config, Base(model, site.owner))
+        tensors = modules.tensors()
         for path in heads:
             head = copy_head(model, path).float().cpu()
             tensors |= {f"{path}.{name}": tensor for name, tensor in head.state_dict().items()}
@@ -139,7 +141,7 @@ class Adapter:
             method = methods.get_by_peft_type(peft_type)
         tensors = {}
         for key, tensor in files.tensors.items():
-            if not key.startswith(PREFIX):
+            if not key.startswith(PREFIX) and key not in method.plain_names:
                 raise FileError(
                     f"{where}: the tensor {key!r} is named unlike an adapter's, which begin with "
                     f"{PREFIX!r}; was the file written by something else?"
@@ -168,7 +170,11 @@ class Adapter:
 
     def format(self) -> dict[str, bytes]:
         """The bytes of the adapter's three files, by name. Raises FileError."""
-        tensors = {PREFIX + name: tensor for name, tensor in self.tensors.items()}
+        method = installed_methods().get(self.method)
+        tensors = {
+            name if name in method.plain_names else PREFIX + name: tensor
+            for name, tensor in method.write_tensors(self.config, self.tensors).items()
+        }
         return format_files(self.describe_config(), tensors, self.describe())
 
     def describe_config(self) -> dict[str, Any]:

@@ -23,6 +23,7 @@ from typing import (
 import torch
 from torch import nn
 
+from hub.bases import Base
 from hub.errors import ConfigError
 from hub.sites import Site
 
@@ -52,12 +53,14 @@ class Method(ABC, Generic[C]):
     config: the dataclass.
     peft_type: what ``adapter_config.json`` says in the field of that name; peft's own where peft
         has the method, else the name in capitals, which peft refuses to read.
+    plain_names: tensors that its files name as they are, without peft's ``base_model.model.``.
     """
 
     name: ClassVar[str]
     paper: ClassVar[str]
     config: type[C]
     peft_type: ClassVar[str] = ""
+    plain_names: ClassVar[frozenset[str]] = frozenset()
 
     @abstractmethod
     def choose_sites(self, sites: Sequence[Site], config: C) -> Sequence[Site]:
@@ -74,6 +77,31 @@ class Method(ABC, Generic[C]):
         what came out, ``(..., out_features)``, and returns what shall come out instead. Every
         tensor that it needs is a parameter or a persistent buffer: when an adapter is loaded the
         module is built without values and filled from the file.
+
+        At an embedding a projection's x is token ids. At a site of kind attention x is the query,
+        ``(batch, heads, seq, head_dim)``, and y the attention's output, ``(batch, seq, heads,
+        head_dim)``. A module that has ``extend()`` puts n virtual positions in front: at a site of
+        kind embedding it returns ``(n, d_model)``, virtual tokens; at an attention ``(n,
+        in_features + out_features)``, the keys and then the values of each.
+
+        Where `build_shared` returned a module it is given as a third argument; it may be kept as
+        a child.
+        """
+
+    def build_shared(self, sites: Sequence[Site], config: C) -> nn.Module | None:
+        """What all the sites of an adapter have in common; its tensors are kept once.
+
+        The default, None, says that every site is on its own.
+        """
+        return None
+
+    def start(self, module: nn.Module, site: Site, config: C, base: Base) -> None:
+        """Set the first values of a new adapter's module that depend on the base. Default: none."""
+
+    def bind(self, module: nn.Module, site: Site, base: Base) -> None:
+        """Give an attached module, filled with its values, what it needs of the base.
+
+        The default gives nothing. `base` may be kept as an attribute.
         """
 
     def settle_config(self, config: C, sites: Sequence[Site]) -> C:
@@ -91,6 +119,18 @@ class Method(ABC, Generic[C]):
         The default, None, says that the effect is not a change of weights: no merging.
         """
         return None
+
+    def bias_delta(self, module: nn.Module, bias: torch.Tensor) -> torch.Tensor | None:
+        """What must be added to a projection's bias, ``(out_features,)``, when merging; None, the
+        default, for nothing."""
+        return None
+
+    def write_tensors(
+        self, config: C, tensors: Mapping[str, torch.Tensor]
+    ) -> Mapping[str, torch.Tensor]:
+        """The tensors that the files hold, by name; `hub_load` is the way back. Default: as they
+        are."""
+        return tensors
 
     def write_config(self, config: C) -> dict[str, Any]:
         """The configuration as the fields of ``adapter_config.json``, in peft's names."""

@@ -26,10 +26,6 @@ from torch.nn import functional as F
 
 import hub
 
-ROLES = {
-    "attention": frozenset({"query", "key", "value", "qkv", "output"}),
-    "feedforward": frozenset({"in", "gate", "out"}),
-}
 # Starts that leave the base's weights as they are; peft's others change them, and an adapter
 # trained so is wrong on the base that everyone has.
 HARMLESS_STARTS = (True, False, "gaussian", "orthogonal", "eva")
@@ -75,15 +71,6 @@ class LoRAConfig:
             raise hub.ConfigError(f"lora: dropout is {self.dropout!r}; it must be in [0, 1)")
         for key in (*self.rank_pattern, *self.alpha_pattern):
             compile_pattern(key)
-        named = isinstance(self.targets, str) and self.targets not in {"all", *ROLES}
-        if named and self.layers is not None:
-            raise hub.ConfigError(
-                f"lora: layers can't narrow the pattern {self.targets!r}; say the layers in it"
-            )
-        if not self.targets:
-            raise hub.ConfigError(
-                "lora: targets is empty; give attention, feedforward, all, or a pattern"
-            )
 
     def rank(self, path: str) -> int:
         """The rank at the module of this path."""
@@ -144,15 +131,14 @@ class LoRA(hub.Method[LoRAConfig]):
 
     def choose_sites(self, sites: Sequence[hub.Site], config: LoRAConfig) -> Sequence[hub.Site]:
         """The projections that `targets` names and nothing excludes."""
-        projections = [site for site in sites if site.kind == "projection"]
-        chosen = [site for site in projections if matches(config, site)]
-        if not chosen:
-            asked = config.targets if isinstance(config.targets, str) else config.targets[0]
-            raise hub.ConfigError(
-                f"lora: no projection matches targets={asked!r}; this base has "
-                f"{', '.join(sorted({s.path.rsplit('.', 1)[-1] for s in projections})) or 'none'}"
-            )
-        return chosen
+        return hub.choose_targets(
+            "lora",
+            sites,
+            config.targets,
+            exclude=config.exclude,
+            layers=config.layers,
+            layers_pattern=config.layers_pattern,
+        )
 
     def build(self, site: hub.Site, config: LoRAConfig) -> nn.Module:
         """The layer for one projection, A random and B zero."""
@@ -246,42 +232,12 @@ PEFT_NAMES = {
 }
 
 
-def matches(config: LoRAConfig, site: hub.Site) -> bool:
-    """Whether the configuration acts at this projection; peft's rules for names and patterns."""
-    path, targets = site.path, config.targets
-    if config.exclude and is_named(path, config.exclude):
-        return False
-    if targets == "all":
-        return site.role != "head" and is_in_layers(path, config)
-    if isinstance(targets, str) and targets in ROLES:
-        return site.role in ROLES[targets] and is_in_layers(path, config)
-    if isinstance(targets, str) or path in targets:
-        return is_named(path, targets)
-    return is_named(path, targets) and is_in_layers(path, config)
-
-
-def is_named(path: str, names: str | tuple[str, ...]) -> bool:
-    """A pattern must match the whole path; a name, the path or its end."""
-    if isinstance(names, str):
-        return compile_pattern(names).fullmatch(path) is not None
-    return any(path == name or path.endswith(f".{name}") for name in names)
-
-
 def compile_pattern(text: str) -> re.Pattern[str]:
     """Raises ConfigError on what is no regular expression."""
     try:
         return re.compile(text)
     except re.error as error:
         raise hub.ConfigError(f"lora: {text!r} is no regular expression: {error}") from error
-
-
-def is_in_layers(path: str, config: LoRAConfig) -> bool:
-    """Whether the path lies in one of the layers asked for; any, when none is."""
-    if config.layers is None:
-        return True
-    lists = "|".join(config.layers_pattern) or r"[^.]*"
-    found = re.match(rf"(?:.*?\.)?(?:{lists})\.(\d+)\.", path)
-    return found is not None and int(found[1]) in config.layers
 
 
 def find_pattern(patterns: Iterable[str], path: str) -> str:

@@ -205,7 +205,7 @@ class Attachment:
         container.train(self._model.training)
         self._model.add_module(ATTACHED, container)
         for site, modules in order_effects(self._fits):
-            target = self._model.get_submodule(site.path)
+            target = self._model.get_submodule(site.owner)
             if site.input_name is None:
                 hook: Any = Effect(modules, self._switch, site.output_index)
             else:
@@ -270,6 +270,8 @@ def join_neighbours(site: Site, effects: list[tuple[str, nn.Module]]) -> list[nn
 def collect_modules(fit: Fit) -> nn.Module:
     """An adapter's live modules under one, named by their kind of site and path."""
     container = nn.Module()
+    if fit.built.shared is not None:
+        container.add_module("shared", fit.built.shared)
     for site, module in fit.sites.items():
         container.add_module(f"{site.kind}/{escape(site.path, '/')}", module)
     for path, head in fit.heads.items():

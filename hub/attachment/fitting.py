@@ -5,13 +5,15 @@ Nothing here touches the model, so that what does not fit leaves it as it was.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import nn
 
 from hub.adapter import Adapter, lies_in
+from hub.bases import Base
+from hub.building import Modules, build_modules, name_tensors, walk_owners
 from hub.discovery import installed_methods
 from hub.errors import AttachError, MethodError
 from hub.heads import copy_head
@@ -24,23 +26,33 @@ NAMED = 3
 class Fit:
     """An adapter, ready for one model.
 
-    sites: the live module at each site, in the model's order.
+    built: the live modules at its sites, in the model's order, and what they share.
     heads: the live head for each path where the adapter carries one.
     learns: whether its parameters are trained while attached.
     """
 
     adapter: Adapter
     learns: bool
-    sites: dict[Site, nn.Module] = field(default_factory=dict)
-    heads: dict[str, nn.Module] = field(default_factory=dict)
+    built: Modules
+    heads: dict[str, nn.Module]
 
-    def modules(self) -> list[tuple[str, nn.Module]]:
-        """Every live module and the path where it acts; two kinds of site may share a path."""
-        return [*((site.path, module) for site, module in self.sites.items()), *self.heads.items()]
+    @property
+    def sites(self) -> dict[Site, nn.Module]:
+        """The live module at each site."""
+        return self.built.sites
+
+    def owners(self) -> Iterator[tuple[str, nn.Module]]:
+        """Every live module that may hold tensors, and what their names begin with."""
+        yield from self.built.owners()
+        for path, head in self.heads.items():
+            yield from walk_owners(f"{path}.", head, set())
 
     def parameters(self) -> Iterable[nn.Parameter]:
         """The live parameters, each once."""
-        return {id(p): p for _, module in self.modules() for p in module.parameters()}.values()
+        owners = (owner for _, owner in self.owners())
+        return {
+            id(p): p for owner in owners for p in owner._parameters.values() if p is not None
+        }.values()
 
 
 def fit_adapter(adapter: Adapter, model: nn.Module, *, learns: bool) -> Fit:
@@ -56,21 +68,15 @@ def fit_adapter(adapter: Adapter, model: nn.Module, *, learns: bool) -> Fit:
     method = installed_methods().get(adapter.method)
     sites = [site for site in find_sites(model) if not lies_in(site.path, adapter.heads)]
     chosen = method.choose_sites(sites, adapter.config)
-    fit = Fit(adapter, learns)
     with torch.device("meta"):
-        for site in chosen:
-            fit.sites[site] = method.build(site, adapter.config)
-    for path in adapter.heads:
-        fit.heads[path] = copy_head(model, path)
-    expected = {
-        f"{path}.{name}": tuple(tensor.shape)
-        for path, module in fit.modules()
-        for name, tensor in module.state_dict().items()
-    }
+        built = build_modules(method, chosen, adapter.config)
+    fit = Fit(adapter, learns, built, {path: copy_head(model, path) for path in adapter.heads})
+    expected = {name: tuple(tensor.shape) for name, tensor in name_tensors(fit.owners()).items()}
     check_names(adapter, expected)
-    for path, module in fit.modules():
-        place = find_place(model, path)
-        fill_module(module, path, adapter, place, learns=learns)
+    for start, owner in fit.owners():
+        fill_module(owner, start, adapter, find_place(model, start), learns=learns)
+    for site, module in fit.sites.items():
+        method.bind(module, site, Base(model, site.owner))
     return fit
 
 
@@ -100,42 +106,46 @@ def check_names(adapter: Adapter, expected: Mapping[str, tuple[int, ...]]) -> No
 
 
 def fill_module(
-    module: nn.Module,
-    path: str,
+    owner: nn.Module,
+    start: str,
     adapter: Adapter,
     place: tuple[torch.device, torch.dtype],
     *,
     learns: bool,
 ) -> None:
-    """Put the adapter's tensors into a live module."""
+    """Put the adapter's tensors, whose names begin with `start`, into one live module."""
     device, dtype = place
-    for prefix, owner in module.named_modules():
-        start = f"{path}.{prefix}." if prefix else f"{path}."
-        for name in [name for name, _ in owner.named_parameters(recurse=False)]:
-            parameter = adapter.tensors[start + name]
-            if learns:
-                parameter.data = parameter.data.to(device=device, dtype=torch.float32)
-                parameter.requires_grad_(True)
-            else:
-                parameter = nn.Parameter(
-                    parameter.detach().to(device=device, dtype=dtype), requires_grad=False
-                )
-            owner.register_parameter(name, parameter)
-        for name in [name for name, _ in owner.named_buffers(recurse=False)]:
-            if start + name not in adapter.tensors:
-                raise MethodError(
-                    f"method {adapter.method!r} keeps the buffer {name!r} out of its state, so a "
-                    "loaded adapter can't fill it; make it persistent, or compute it in forward"
-                )
-            setattr(owner, name, adapter.tensors[start + name].detach().to(device))
+    for name in [name for name, _ in owner.named_parameters(recurse=False)]:
+        parameter = adapter.tensors[start + name]
+        if learns:
+            parameter.data = parameter.data.to(device=device, dtype=torch.float32)
+            parameter.requires_grad_(True)
+        else:
+            parameter = nn.Parameter(
+                parameter.detach().to(device=device, dtype=dtype), requires_grad=False
+            )
+        owner.register_parameter(name, parameter)
+    for name in [name for name, _ in owner.named_buffers(recurse=False)]:
+        if start + name not in adapter.tensors:
+            raise MethodError(
+                f"method {adapter.method!r} keeps the buffer {name!r} out of its state, so a "
+                "loaded adapter can't fill it; make it persistent, or compute it in forward"
+            )
+        setattr(owner, name, adapter.tensors[start + name].detach().to(device))
 
 
 def find_place(model: nn.Module, path: str) -> tuple[torch.device, torch.dtype]:
-    """Where the module at `path` computes and in what precision: its weights', or its parents'."""
-    names = path.split(".")
-    for end in range(len(names), -1, -1):
-        module = model.get_submodule(".".join(names[:end]))
-        for parameter in module.parameters():
+    """Where the module that `path` is or lies in computes and in what precision: its weights', or
+    its parents'."""
+    module, holders = model, [model]
+    for name in path.strip(".").split("."):
+        child = module._modules.get(name)
+        if child is None:
+            break
+        module = child
+        holders.append(module)
+    for holder in reversed(holders):
+        for parameter in holder.parameters():
             if parameter.is_floating_point():
                 return parameter.device, parameter.dtype
     return torch.device("cpu"), torch.float32

@@ -24,14 +24,22 @@ def merge_fits(model: nn.Module, fits: list[Fit]) -> Swap:
     for fit in fits:
         who = f"adapter {fit.adapter.label}"
         for site, module in fit.sites.items():
+            method = installed_methods().get(fit.adapter.method)
             weight = find_weight(model, fit, site, users)
             current = merged.get(weight, weight.data).float()
             current = current.T if site.transposed else current
-            delta = installed_methods().get(fit.adapter.method).weight_delta(module, current)
+            delta = method.weight_delta(module, current)
             if delta is None:
                 raise AttachError(refuse_merge(fit, site))
             new = current + delta.detach().to(current.device)
             merged[weight] = new.T if site.transposed else new
+            bias = model.get_submodule(site.owner).bias if site.bias else None
+            if isinstance(bias, nn.Parameter):
+                value = merged.get(bias, bias.data).float()
+                change = method.bias_delta(module, value)
+                if change is not None:
+                    check_single_use(bias, users, f"{who} at {site.path}")
+                    merged[bias] = value + change.detach().to(value.device)
         for path, head in fit.heads.items():
             own = dict(model.get_submodule(path).named_parameters())
             for name, tensor in head.named_parameters():
@@ -65,7 +73,7 @@ def find_weight(model: nn.Module, fit: Fit, site: Site, users: dict[int, int]) -
     if site.kind != "projection":
         raise AttachError(refuse_merge(fit, site))
     where = f"adapter {fit.adapter.label} at {site.path}"
-    weight = model.get_submodule(site.path).weight
+    weight = model.get_submodule(site.owner).weight
     if not isinstance(weight, nn.Parameter) or not weight.is_floating_point():
         raise AttachError(
             f"{where}: the weight is quantized, so can't take a change; load the base unquantized "

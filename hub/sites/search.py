@@ -36,13 +36,29 @@ class Site:
     are each counted from 0. `input_name` is the keyword of the module's first tensor where no
     tensor comes by position.
 
+    `bias` says whether a projection or a norm has one. An embedding is a projection too, of role
+    embedding: it takes token ids and its sizes are (vocabulary, width); its weight is (vocabulary,
+    width), as `transposed` says. So is one expert of a layer that keeps its experts' weights
+    stacked in one parameter: `expert` is its place there, and the path
+    ``{module}.{parameter}.{expert}``.
+
+    The site of kind embedding is the model's input, where virtual tokens are put in front; both
+    sizes are d_model. The path is that of the input embeddings. There is one, of role input, or
+    encoder in an encoder-decoder model.
+
+    A site of kind attention is a module that lets positions look at each other: `in_features` is
+    the width of one position's keys, all `heads` together, `out_features` that of its values, 0
+    where keys and values come from one projection and `in_features` is its width. `feeds` are the
+    paths of the projections that make them. `direct` says that the module goes through
+    transformers' AttentionInterface, so that its query and output can be reached.
+
     Roles of a projection: query, key, value, qkv (several of them), output (of an attention); in,
     gate, out (of a feed-forward or a mixer; a gate goes through the activation); head (after the
-    last layer); other. Roles of a branch: attention, cross-attention, feedforward, mixer (whatever
-    else lets positions see each other). A norm's role is norm.
+    last layer); embedding; other. Roles of a branch: attention, cross-attention, feedforward, mixer
+    (whatever else lets positions see each other). A norm's role is norm.
     """
 
-    kind: Literal["projection", "branch", "norm"]
+    kind: Literal["projection", "branch", "norm", "attention", "embedding"]
     path: str
     role: str
     block: int | None
@@ -51,6 +67,16 @@ class Site:
     transposed: bool = False
     output_index: int | None = None
     input_name: str | None = None
+    bias: bool = False
+    expert: int | None = None
+    feeds: tuple[str, ...] = ()
+    heads: int = 0
+    direct: bool = False
+
+    @property
+    def owner(self) -> str:
+        """The path of the module that the site belongs to."""
+        return self.path if self.expert is None else self.path.rsplit(".", 2)[0]
 
 
 _found: dict[Any, tuple[Site, ...]] = {}
@@ -118,6 +144,10 @@ def _get_sizes(module: nn.Module) -> tuple[int, int]:
     return weight.shape[0], weight.shape[1]
 
 
+def _has_bias(module: nn.Module) -> bool:
+    return isinstance(getattr(module, "bias", None), nn.Parameter)
+
+
 @dataclass(frozen=True, slots=True)
 class _Findings:
     """What was read from a trace: `calls` are the first ones, by path."""
@@ -159,7 +189,8 @@ def _make_norms(findings: _Findings) -> Iterator[Site]:
         layer = find_layer(path, findings.layers)
         block = findings.layers.get(layer or "")
         name = findings.calls[path].input_name
-        yield Site("norm", path, "norm", block, width, width, input_name=name)
+        bias = _has_bias(findings.modules[path])
+        yield Site("norm", path, "norm", block, width, width, input_name=name, bias=bias)
 
 
 def _make_branches(findings: _Findings) -> Iterator[Site]:
@@ -208,6 +239,7 @@ def _make_projections(findings: _Findings, head: nn.Module | None) -> Iterator[S
             projection.out_features,
             transposed=_is_transposed(modules[path]),
             input_name=findings.calls[path].input_name,
+            bias=_has_bias(modules[path]),
         )
 
 
