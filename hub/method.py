@@ -84,6 +84,9 @@ class Method(ABC, Generic[C]):
         kind embedding it returns ``(n, d_model)``, virtual tokens; at an attention ``(n,
         in_features + out_features)``, the keys and then the values of each.
 
+        A module that has ``before(x)`` changes what goes into the site's module: x becomes what it
+        returns, for the site and for every other adapter there. It needs no forward then.
+
         Where `build_shared` returned a module it is given as a third argument; it may be kept as
         a child.
         """
@@ -113,16 +116,27 @@ class Method(ABC, Generic[C]):
         return config
 
     def weight_delta(self, module: nn.Module, weight: torch.Tensor) -> torch.Tensor | None:
-        """What must be added to a projection's weight to have the module's effect without it.
+        """What must be added to a projection's or a norm's weight to have the module's effect
+        without it.
 
-        weight: ``(out_features, in_features)`` in float32, whatever the layer's own layout.
-        The default, None, says that the effect is not a change of weights: no merging.
+        weight: ``(out_features, in_features)``, a norm's ``(width,)``, in float32, whatever the
+        layer's own layout. The default, None, says that the effect is not a change of weights:
+        without a change of the bias either there is no merging.
         """
         return None
 
     def bias_delta(self, module: nn.Module, bias: torch.Tensor) -> torch.Tensor | None:
-        """What must be added to a projection's bias, ``(out_features,)``, when merging; None, the
-        default, for nothing."""
+        """What must be added to a projection's or a norm's bias, ``(out_features,)``, when merging;
+        None, the default, for nothing."""
+        return None
+
+    def virtual_tokens(
+        self, config: C, tensors: Mapping[str, torch.Tensor]
+    ) -> torch.Tensor | None:
+        """The virtual tokens that an adapter puts in front of the input, ``(n, d_model)``.
+
+        With them it can be read: `hub show` names the nearest words. Default: None, it has none.
+        """
         return None
 
     def write_tensors(

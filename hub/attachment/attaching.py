@@ -21,7 +21,7 @@ from hub.attachment.admission import (
     choose_learners,
     resolve_composition,
 )
-from hub.attachment.effects import CheckpointGuard, Effect, HeadHook, KeywordEffect, Switch
+from hub.attachment.effects import CheckpointGuard, HeadHook, Switch, hang_effects
 from hub.attachment.fitting import Fit, fit_adapter
 from hub.attachment.merging import Swap, merge_fits, swap_weights
 from hub.attachment.summary import Summary, summarize
@@ -206,11 +206,7 @@ class Attachment:
         self._model.add_module(ATTACHED, container)
         for site, modules in order_effects(self._fits):
             target = self._model.get_submodule(site.owner)
-            if site.input_name is None:
-                hook: Any = Effect(modules, self._switch, site.output_index)
-            else:
-                hook = KeywordEffect(modules, self._switch, site.output_index, name=site.input_name)
-            self._hook(target, hook, keywords=site.input_name is not None)
+            self._handles += hang_effects(target, site, modules, self._switch)
         for fit in self._fits:
             for path, head in fit.heads.items():
                 self._hook(self._model.get_submodule(path), HeadHook(head, self._switch), True)

@@ -11,8 +11,10 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.utils.hooks import RemovableHandle
 
 from hub.errors import AttachError
+from hub.sites import Site
 
 
 class Switch:
@@ -85,6 +87,74 @@ class KeywordEffect(Effect):
         if not self.switch.on:
             return None
         return self.change(args[0] if args else kwargs[self.name], output)
+
+
+class InputEffect:
+    """A forward pre-hook: what the modules make of a site's input, one after the other."""
+
+    def __init__(self, modules: Sequence[nn.Module], switch: Switch) -> None:
+        self.modules = tuple(modules)
+        self.switch = switch
+
+    def __call__(self, module: nn.Module, args: tuple[Any, ...]) -> Any:
+        if not self.switch.on:
+            return None
+        x = args[0]
+        for effect in self.modules:
+            x = effect.before(x)  # type: ignore[operator]
+        return x if len(args) == 1 else (x, *args[1:])
+
+
+class KeywordInputEffect(InputEffect):
+    """The same, for a module that is called with its input by keyword.
+
+    name: that keyword.
+    """
+
+    def __init__(self, modules: Sequence[nn.Module], switch: Switch, *, name: str) -> None:
+        super().__init__(modules, switch)
+        self.name = name
+
+    def __call__(  # type: ignore[override]
+        self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> Any:
+        if not self.switch.on:
+            return None
+        x = args[0] if args else kwargs[self.name]
+        for effect in self.modules:
+            x = effect.before(x)  # type: ignore[operator]
+        return ((x, *args[1:]), kwargs) if args else (args, {**kwargs, self.name: x})
+
+
+def hang_effects(
+    target: nn.Module, site: Site, modules: Sequence[nn.Module], switch: Switch
+) -> Iterator[RemovableHandle]:
+    """Let `modules` act at one site: what changes its input first, then what changes its output."""
+    name = site.input_name
+    inner = [module for module in modules if changes_input(module)]
+    outer = [module for module in modules if changes_output(module)]
+    hook: Any
+    if inner:
+        hook = InputEffect(inner, switch)
+        if name is not None:
+            hook = KeywordInputEffect(inner, switch, name=name)
+        yield target.register_forward_pre_hook(hook, with_kwargs=name is not None)
+    if outer:
+        hook = Effect(outer, switch, site.output_index)
+        if name is not None:
+            hook = KeywordEffect(outer, switch, site.output_index, name=name)
+        yield target.register_forward_hook(hook, with_kwargs=name is not None)
+
+
+def changes_input(module: nn.Module) -> bool:
+    """Whether a method's module changes what goes into its site."""
+    return hasattr(module, "before")
+
+
+def changes_output(module: nn.Module) -> bool:
+    """Whether a method's module changes what its site gives: one without `before` must, one with
+    it may."""
+    return not changes_input(module) or type(module).forward is not nn.Module.forward
 
 
 class HeadHook:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 
+from hub.attachment.effects import changes_input
 from hub.attachment.fitting import Fit
 from hub.discovery import installed_methods
 from hub.errors import AttachError
@@ -21,25 +22,14 @@ def merge_fits(model: nn.Module, fits: list[Fit]) -> Swap:
     """
     users = count_users(model)
     merged: dict[nn.Parameter, torch.Tensor] = {}
+    # What changes a site's input acts inside all that changes its output, as while attached.
+    for inner in (False, True):
+        for fit in fits:
+            for site, module in fit.sites.items():
+                if changes_input(module) == inner:
+                    merge_site(model, fit, site, merged, users)
     for fit in fits:
         who = f"adapter {fit.adapter.label}"
-        for site, module in fit.sites.items():
-            method = installed_methods().get(fit.adapter.method)
-            weight = find_weight(model, fit, site, users)
-            current = merged.get(weight, weight.data).float()
-            current = current.T if site.transposed else current
-            delta = method.weight_delta(module, current)
-            if delta is None:
-                raise AttachError(refuse_merge(fit, site))
-            new = current + delta.detach().to(current.device)
-            merged[weight] = new.T if site.transposed else new
-            bias = model.get_submodule(site.owner).bias if site.bias else None
-            if isinstance(bias, nn.Parameter):
-                value = merged.get(bias, bias.data).float()
-                change = method.bias_delta(module, value)
-                if change is not None:
-                    check_single_use(bias, users, f"{who} at {site.path}")
-                    merged[bias] = value + change.detach().to(value.device)
         for path, head in fit.heads.items():
             own = dict(model.get_submodule(path).named_parameters())
             for name, tensor in head.named_parameters():
@@ -49,6 +39,37 @@ def merge_fits(model: nn.Module, fits: list[Fit]) -> Swap:
         (weight, new.detach().to(weight.dtype, copy=True).contiguous())
         for weight, new in merged.items()
     ]
+
+
+def merge_site(
+    model: nn.Module,
+    fit: Fit,
+    site: Site,
+    merged: dict[nn.Parameter, torch.Tensor],
+    users: dict[int, int],
+) -> None:
+    """Fold one module into the weight and bias of its site, in `merged`. Raises AttachError."""
+    method = installed_methods().get(fit.adapter.method)
+    module = fit.sites[site]
+    where = f"adapter {fit.adapter.label} at {site.path}"
+    weight = find_weight(model, fit, site)
+    current = merged.get(weight, weight.data).float()
+    current = current.T if site.transposed else current
+    delta = method.weight_delta(module, current)
+    bias = model.get_submodule(site.owner).bias if site.bias else None
+    change = None
+    if isinstance(bias, nn.Parameter):
+        value = merged.get(bias, bias.data).float()
+        change = method.bias_delta(module, value)
+        if change is not None:
+            check_single_use(bias, users, where)
+            merged[bias] = value + change.detach().to(value.device)
+    if delta is not None:
+        check_single_use(weight, users, where)
+        new = current + delta.detach().to(current.device)
+        merged[weight] = new.T if site.transposed else new
+    elif change is None:
+        raise AttachError(refuse_merge(fit, site))
 
 
 def swap_weights(swap: Swap) -> Swap:
@@ -68,18 +89,19 @@ def swap_weights(swap: Swap) -> Swap:
     return before
 
 
-def find_weight(model: nn.Module, fit: Fit, site: Site, users: dict[int, int]) -> nn.Parameter:
-    """The weight of a projection that may be changed. Raises AttachError."""
-    if site.kind != "projection":
+def find_weight(model: nn.Module, fit: Fit, site: Site) -> nn.Parameter:
+    """The weight of a projection or a norm that can take a change. Raises AttachError."""
+    if site.kind not in ("projection", "norm"):
         raise AttachError(refuse_merge(fit, site))
     where = f"adapter {fit.adapter.label} at {site.path}"
-    weight = model.get_submodule(site.owner).weight
+    weight = getattr(model.get_submodule(site.owner), "weight", None)
+    if weight is None:
+        raise AttachError(refuse_merge(fit, site))
     if not isinstance(weight, nn.Parameter) or not weight.is_floating_point():
         raise AttachError(
             f"{where}: the weight is quantized, so can't take a change; load the base unquantized "
             "to merge"
         )
-    check_single_use(weight, users, where)
     return weight
 
 

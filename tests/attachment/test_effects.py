@@ -10,7 +10,15 @@ import torch
 from torch import nn
 from transformers.modeling_outputs import BaseModelOutput
 
-from hub.attachment.effects import Effect, KeywordEffect, Switch
+from hub.attachment.effects import (
+    Effect,
+    InputEffect,
+    KeywordEffect,
+    KeywordInputEffect,
+    Switch,
+    hang_effects,
+)
+from hub.sites import Site
 
 Pair = namedtuple("Pair", ["first", "second"])
 ONE, TWO = torch.tensor([1.0]), torch.tensor([2.0])
@@ -54,3 +62,51 @@ def test_a_switched_off_effect_leaves_the_output() -> None:
     switch.on = False
     assert Effect([Plus()], switch)(nn.Identity(), (ONE,), TWO) is None
     assert KeywordEffect([Plus()], switch, name="x")(nn.Identity(), (), {"x": ONE}, TWO) is None
+
+
+class Double(nn.Module):
+    """Doubles its site's input."""
+
+    def before(self, x: torch.Tensor) -> torch.Tensor:
+        return 2 * x
+
+
+class Echo(nn.Module):
+    """Gives three times what went in."""
+
+    def forward(self, x: torch.Tensor, flag: int = 0) -> torch.Tensor:
+        return 3 * x + flag
+
+
+@pytest.mark.parametrize("name", [None, "x"])
+def test_what_changes_the_input_comes_before_what_changes_the_output(name: str | None) -> None:
+    target = Echo()
+    site = Site("projection", "echo", "other", None, 1, 1, input_name=name)
+    handles = list(hang_effects(target, site, [Plus(), Double(), Double()], Switch()))
+    call = {} if name is None else {name: ONE}
+    given = (ONE,) if name is None else ()
+    # Plus sees what the module saw: 3 * 4 + 4, and the other argument is left alone.
+    assert target(*given, **call).item() == 16.0
+    assert target(*given, flag=1, **call).item() == 17.0
+    for handle in handles:
+        handle.remove()
+    assert target(ONE).item() == 3.0
+
+
+def test_a_module_that_only_changes_the_input_hangs_no_second_hook() -> None:
+    target = Echo()
+    site = Site("projection", "echo", "other", None, 1, 1)
+    assert len(list(hang_effects(target, site, [Double()], Switch()))) == 1
+    assert target(ONE, 1).item() == 7.0
+
+
+def test_a_switched_off_effect_leaves_the_input() -> None:
+    switch = Switch()
+    switch.on = False
+    assert InputEffect([Double()], switch)(nn.Identity(), (ONE,)) is None
+    assert KeywordInputEffect([Double()], switch, name="x")(nn.Identity(), (), {"x": ONE}) is None
+
+
+def test_an_input_by_keyword_can_come_by_position() -> None:
+    effect = KeywordInputEffect([Double()], Switch(), name="x")
+    assert effect(nn.Identity(), (ONE, 5), {}) == ((TWO, 5), {})
