@@ -19,7 +19,6 @@ from hub.identity import identify_base
 from hub.sites import find_sites, unwrap_model
 from hub_registry.identity import BaseIdentity
 
-PREFIX = "base_model.model."
 # The fields of adapter_config.json that are there for every method; the others are its own.
 # What peft writes about itself, the run or the class does not change what an adapter computes.
 COMMON = frozenset(
@@ -102,7 +101,7 @@ class Adapter:
         modules = build_modules(owner, chosen, config)
         with torch.no_grad():
             for site, module in modules.sites.items():
-                owner.start(module, site, config, Base(model, site.owner))
+                owner.start(module, site, config, Base(model, site.owner, site.part))
         tensors = modules.tensors()
         for path in heads:
             head = copy_head(model, path).float().cpu()
@@ -141,12 +140,12 @@ class Adapter:
             method = methods.get_by_peft_type(peft_type)
         tensors = {}
         for key, tensor in files.tensors.items():
-            if not key.startswith(PREFIX) and key not in method.plain_names:
+            if not key.startswith(method.prefix) and key not in method.plain_names:
                 raise FileError(
                     f"{where}: the tensor {key!r} is named unlike an adapter's, which begin with "
-                    f"{PREFIX!r}; was the file written by something else?"
+                    f"{method.prefix!r}; was the file written by something else?"
                 )
-            tensors[key.removeprefix(PREFIX)] = tensor
+            tensors[key.removeprefix(method.prefix)] = tensor
         fields = {k: v for k, v in files.config.items() if k not in COMMON}
         taken = methods.call("hub_load", method.name, config=fields, tensors=tensors)
         fields, tensors = taken if taken is not None else (fields, tensors)
@@ -172,7 +171,7 @@ class Adapter:
         """The bytes of the adapter's three files, by name. Raises FileError."""
         method = installed_methods().get(self.method)
         tensors = {
-            name if name in method.plain_names else PREFIX + name: tensor
+            name if name in method.plain_names else method.prefix + name: tensor
             for name, tensor in method.write_tensors(self.config, self.tensors).items()
         }
         return format_files(self.describe_config(), tensors, self.describe())

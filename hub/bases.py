@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from hub.errors import AttachError
+from hub.errors import AttachError, ConfigError
 
 
 class Base:
@@ -16,12 +16,14 @@ class Base:
     It is a plain object, so that a module which keeps it does not take the base's parameters for
     its own.
 
-    model: the base model. module: the one that the site belongs to.
+    model: the base model. module: the one that the site belongs to. part: at a stacked expert, the
+        name of its parameter in that module and its place there.
     """
 
-    def __init__(self, model: nn.Module, path: str) -> None:
+    def __init__(self, model: nn.Module, path: str, part: tuple[str, int] | None = None) -> None:
         self.model = model
         self.path = path
+        self.part = part
 
     @property
     def module(self) -> nn.Module:
@@ -35,7 +37,45 @@ class Base:
         A quantized weight is dequantized at every call, which takes the memory of one layer.
         Raises AttachError where the module has none.
         """
+        if path is None and self.part is not None:
+            name, expert = self.part
+            weight: torch.Tensor = getattr(self.module, name)[expert].detach()
+            return weight.T if self.module.is_transposed else weight
         return read_weight(self.model, self.path if path is None else path)
+
+    def read_bias(self) -> torch.Tensor | None:
+        """The bias of the site's projection, (out_features,), without a gradient; None where it has
+        none."""
+        if self.part is not None:
+            name, expert = self.part
+            biases = getattr(self.module, f"{name}_bias", None)
+            return None if biases is None else biases[expert].detach()
+        bias = getattr(self.module, "bias", None)
+        return bias.detach() if isinstance(bias, torch.Tensor) else None
+
+    def tokenize(self, text: str, tokenizer: str | None = None) -> torch.Tensor:
+        """The ids of a text without special tokens, by the base's own tokenizer, or another.
+
+        tokenizer: a folder or a repository on the Hub; where the base was loaded from when left
+            out. Raises ConfigError where there is none, or it makes no token of the text.
+        """
+        from transformers import AutoTokenizer
+
+        place = tokenizer or getattr(getattr(self.model, "config", None), "_name_or_path", "")
+        if not place:
+            raise ConfigError(
+                "this base does not say where it was loaded from, so its tokenizer can't be found; "
+                "give the tokenizer's folder or repository"
+            )
+        try:
+            loaded = AutoTokenizer.from_pretrained(place, trust_remote_code=False)
+        except (OSError, ValueError) as error:
+            reason = " ".join(str(error).split()).rstrip(".")
+            raise ConfigError(f"can't load the tokenizer of {place}: {reason}") from error
+        ids = loaded(text, add_special_tokens=False)["input_ids"]
+        if not ids:
+            raise ConfigError(f"the tokenizer of {place} makes no token of {text!r}")
+        return torch.tensor(ids)
 
 
 def read_weight(model: nn.Module, path: str) -> torch.Tensor:

@@ -53,13 +53,16 @@ class Method(ABC, Generic[C]):
     config: the dataclass.
     peft_type: what ``adapter_config.json`` says in the field of that name; peft's own where peft
         has the method, else the name in capitals, which peft refuses to read.
-    plain_names: tensors that its files name as they are, without peft's ``base_model.model.``.
+    prefix: what the names of its files' tensors begin with: peft's, which is ``base_model.`` for
+        methods that peft counts among prompt learning.
+    plain_names: tensors that its files name as they are, without the prefix.
     """
 
     name: ClassVar[str]
     paper: ClassVar[str]
     config: type[C]
     peft_type: ClassVar[str] = ""
+    prefix: ClassVar[str] = "base_model.model."
     plain_names: ClassVar[frozenset[str]] = frozenset()
 
     @abstractmethod

@@ -44,15 +44,20 @@ def choose_targets(
         )
 
     def fits(site: Site) -> bool:
-        path = site.path
-        if exclude and is_named(method, path, exclude):
+        # An expert goes by the name of the parameter that holds it too.
+        paths = [site.path] + ([site.path.rpartition(".")[0]] if site.expert is not None else [])
+        if exclude and any(is_named(method, path, exclude) for path in paths):
             return False
+        return any(names_path(site, path) for path in paths)
+
+    def names_path(site: Site, path: str) -> bool:
         if targets == "all":
             return site.role not in ("head", "embedding") and is_inside(path)
         if isinstance(targets, str) and by_role:
             return site.role in ROLES[targets] and is_inside(path)
-        whole = isinstance(targets, str) or path in targets
-        return is_named(method, path, targets) and (whole or is_inside(path))
+        if path in whole:
+            return True
+        return is_named(method, path, targets) and (isinstance(targets, str) or is_inside(path))
 
     def is_inside(path: str) -> bool:
         if layers is None:
@@ -61,6 +66,7 @@ def choose_targets(
         found = re.match(rf"(?:.*?\.)?(?:{lists})\.(\d+)\.", path)
         return found is not None and int(found[1]) in layers
 
+    whole = frozenset(() if isinstance(targets, str) else targets)
     projections = [site for site in sites if site.kind == "projection"]
     chosen = [site for site in projections if fits(site)]
     if not chosen:

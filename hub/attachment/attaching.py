@@ -23,6 +23,7 @@ from hub.attachment.admission import (
 )
 from hub.attachment.effects import CheckpointGuard, HeadHook, Switch, hang_effects
 from hub.attachment.fitting import Fit, fit_adapter
+from hub.attachment.hanging import hang_fronts
 from hub.attachment.merging import Swap, merge_fits, swap_weights
 from hub.attachment.summary import Summary, summarize
 from hub.discovery import installed_methods
@@ -204,9 +205,13 @@ class Attachment:
             container.add_module(f"{number}_{escape(fit.adapter.label)}", collect_modules(fit))
         container.train(self._model.training)
         self._model.add_module(ATTACHED, container)
-        for site, modules in order_effects(self._fits):
-            target = self._model.get_submodule(site.owner)
-            self._handles += hang_effects(target, site, modules, self._switch)
+        effects = order_effects(self._fits)
+        for site, modules in effects:
+            if site.kind in ("projection", "branch", "norm"):
+                target = self._model.get_submodule(site.owner)
+                self._handles += hang_effects(target, site, modules, self._switch)
+        # Last, so that what a prefix puts in place of keys and values stays.
+        self._handles += hang_fronts(self._model, effects, self._switch)
         for fit in self._fits:
             for path, head in fit.heads.items():
                 self._hook(self._model.get_submodule(path), HeadHook(head, self._switch), True)

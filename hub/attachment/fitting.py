@@ -76,7 +76,7 @@ def fit_adapter(adapter: Adapter, model: nn.Module, *, learns: bool) -> Fit:
     for start, owner in fit.owners():
         fill_module(owner, start, adapter, find_place(model, start), learns=learns)
     for site, module in fit.sites.items():
-        method.bind(module, site, Base(model, site.owner))
+        method.bind(module, site, Base(model, site.owner, site.part))
     return fit
 
 

@@ -70,7 +70,7 @@ def find_projection_roles(
             roles.setdefault(path, role)
     outs = {attention.out for attention in attentions}
     for projection in projections:
-        if not outs.isdisjoint(_walk_back(flow, projection.given, stops | outs)):
+        if not outs.isdisjoint(walk_back(flow, projection.given, stops | outs)):
             roles.setdefault(projection.path, "output")
     for branch in branches:
         cone = _find_cone(flow, branch)
@@ -109,7 +109,7 @@ def find_attentions(flow: Flow) -> list[Attention]:
 
 
 def _find_scores(flow: Flow, softmax: int) -> int | None:
-    products = [node for node in _walk_back(flow, softmax) if flow.is_product(node)]
+    products = [node for node in walk_back(flow, softmax) if flow.is_product(node)]
     return min(products, default=None)
 
 
@@ -140,7 +140,7 @@ def _name_operands(
         (attention.query, attention.key, attention.value),
         strict=True,
     ):
-        for node in _walk_back(flow, operand, stops):
+        for node in walk_back(flow, operand, stops):
             if node in made and flow.nodes[made[node].given].varies:
                 path = made[node].path
                 names[path] = name if names.get(path, name) == name else "qkv"
@@ -225,7 +225,7 @@ def _comes_from(flow: Flow, node: int, ancestor: int) -> bool:
     return False
 
 
-def _walk_back(flow: Flow, node: int, stops: Set[int] = frozenset()) -> list[int]:
+def walk_back(flow: Flow, node: int, stops: Set[int] = frozenset()) -> list[int]:
     """`node` and what it was computed from, up to `stops` and matrix products, both included."""
     found = [node]
     seen = {node}

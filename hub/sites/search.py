@@ -8,6 +8,9 @@ from typing import Any, Literal
 from torch import nn
 
 from hub.errors import AttachError
+from hub.sites.attention import can_extend, find_input, find_looks, find_stacks
+from hub.sites.dataflow import Flow
+from hub.sites.experts import list_stacked
 from hub.sites.layers import find_layer, list_alternatives, list_containers, number_layers
 from hub.sites.norms import find_norms
 from hub.sites.residuals import Branch, find_branches
@@ -47,10 +50,13 @@ class Site:
     encoder in an encoder-decoder model.
 
     A site of kind attention is a module that lets positions look at each other: `in_features` is
-    the width of one position's keys, all `heads` together, `out_features` that of its values, 0
-    where keys and values come from one projection and `in_features` is its width. `feeds` are the
-    paths of the projections that make them. `direct` says that the module goes through
-    transformers' AttentionInterface, so that its query and output can be reached.
+    the width of one position's keys, all `heads` together, `out_features` that of its values.
+    `feeds` are the paths of the projections that make them. `direct` says that the module goes
+    through transformers' AttentionInterface, so that its query and output can be reached.
+    `inserted` says that virtual positions can't be given to the attention alone and go through the
+    whole model as tokens: the widths are then those of what the feeds give, and `out_features` is 0
+    unless there is one for the keys and one for the values; `axis` is that of the positions there.
+    An encoder-decoder model has such sites in the decoder, for its look at itself.
 
     Roles of a projection: query, key, value, qkv (several of them), output (of an attention); in,
     gate, out (of a feed-forward or a mixer; a gate goes through the activation); head (after the
@@ -72,11 +78,18 @@ class Site:
     feeds: tuple[str, ...] = ()
     heads: int = 0
     direct: bool = False
+    inserted: bool = False
+    axis: int = 1
 
     @property
     def owner(self) -> str:
         """The path of the module that the site belongs to."""
         return self.path if self.expert is None else self.path.rsplit(".", 2)[0]
+
+    @property
+    def part(self) -> tuple[str, int] | None:
+        """Of a stacked expert: the name of its parameter in the module, and its place there."""
+        return None if self.expert is None else (self.path.rsplit(".", 2)[1], self.expert)
 
 
 _found: dict[Any, tuple[Site, ...]] = {}
@@ -119,7 +132,7 @@ def _make_key(model: nn.Module, modules: dict[str, nn.Module]) -> Any:
     if not hasattr(config, "to_dict"):
         return None
     shapes = [
-        (path, type(module), _get_sizes(module) if is_linear(module) else None)
+        (path, type(module), _get_sizes(module) if has_sizes(module) else None)
         for path, module in modules.items()
     ]
     return type(model), repr(config.to_dict()), tuple(shapes)
@@ -130,6 +143,11 @@ def is_linear(module: nn.Module) -> bool:
     return isinstance(module, nn.Linear) or _is_transposed(module)
 
 
+def has_sizes(module: nn.Module) -> bool:
+    """Whether `module` is a linear layer or an embedding."""
+    return is_linear(module) or isinstance(module, nn.Embedding)
+
+
 def _is_transposed(module: nn.Module) -> bool:
     # No such layer exists before its module was imported, and importing transformers costs seconds.
     conv1d = getattr(sys.modules.get("transformers.pytorch_utils"), "Conv1D", None)
@@ -137,7 +155,7 @@ def _is_transposed(module: nn.Module) -> bool:
 
 
 def _get_sizes(module: nn.Module) -> tuple[int, int]:
-    """in_features, out_features of a linear layer."""
+    """in_features, out_features of a linear layer; vocabulary, width of an embedding."""
     if isinstance(module, nn.Linear):
         return module.in_features, module.out_features
     weight: Any = module.weight
@@ -172,16 +190,23 @@ def _read_sites(trace: Trace, model: nn.Module, modules: dict[str, nn.Module]) -
     findings = _Findings(trace, modules, calls, branches, attentions, layers)
     sites = [
         *_make_projections(findings, _find_head(model)),
+        *_make_embeddings(findings),
+        *_make_experts(findings),
         *_make_branches(findings),
         *_make_norms(findings),
+        *_make_attentions(findings, model),
+        *_make_input(findings, model),
     ]
     order = {path: (turn, 0) for turn, path in enumerate(calls)}
+    for site in sites:
+        if site.kind == "attention":  # before what its output goes through
+            order.setdefault(site.path, order[site.feeds[0]])
     for group in list_alternatives(modules, layers, places):
         sites += _add_untaken(sites, group, modules, calls)
         inside = [path for path in modules if any(path.startswith(f"{item}.") for item in group)]
         start = min((order[path] for path in inside if path in order), default=(0, 0))[0]
         order.update((path, (start, place)) for place, path in enumerate(inside))
-    return tuple(sorted(sites, key=lambda site: order[site.path]))
+    return tuple(sorted(sites, key=lambda site: order[site.owner]))
 
 
 def _make_norms(findings: _Findings) -> Iterator[Site]:
@@ -213,13 +238,59 @@ def _make_branches(findings: _Findings) -> Iterator[Site]:
         )
 
 
-def _make_projections(findings: _Findings, head: nn.Module | None) -> Iterator[Site]:
+def _make_attentions(findings: _Findings, model: nn.Module) -> Iterator[Site]:
+    decoder = find_stacks(model).decoder
+    looks = find_looks(
+        findings.trace, findings.attentions, _list_projections(findings), own=bool(decoder)
+    )
+    inserted = bool(decoder) or not can_extend(findings.trace, looks)
+    for look in looks:
+        if decoder and not look.path.startswith(f"{decoder}."):
+            continue
+        layer = find_layer(look.path, findings.layers)
+        block = findings.layers.get(layer or "")
+        direct = look.call is not None
+        if inserted and look.axis is not None:
+            sizes = [_get_sizes(findings.modules[path])[1] for path in look.feeds]
+            keys, values = sizes if len(sizes) == 2 else (sum(sizes), 0)
+            yield Site(
+                "attention", look.path, "attention", block, keys, values,
+                feeds=look.feeds, direct=direct, inserted=True, axis=look.axis,
+            )  # fmt: skip
+        elif look.call is not None and not inserted:
+            yield Site(
+                "attention", look.path, "attention", block,
+                look.call.key_width, look.call.value_width,
+                feeds=look.feeds, heads=look.call.heads, direct=True,
+            )  # fmt: skip
+
+
+def _make_input(findings: _Findings, model: nn.Module) -> Iterator[Site]:
+    stacks = find_stacks(model)
+    path = find_input(model, findings.modules, findings.calls, stacks.encoder)
+    if path is None:
+        return
+    returned = findings.calls[path].returned
+    if not returned:
+        return
+    width = findings.trace.flow.nodes[returned[0][1]].shape[-1]
+    role = "encoder" if stacks.encoder else "input"
+    yield Site("embedding", path, role, None, width, width)
+
+
+def _list_projections(findings: _Findings) -> list[Projection]:
+    """Every call of a linear layer."""
     modules = findings.modules
-    projections = [
+    return [
         Projection(call.path, call.given, call.returned[0][1], *_get_sizes(modules[call.path]))
         for call in findings.trace.calls
         if is_linear(modules[call.path]) and call.given is not None and call.returned
     ]
+
+
+def _make_projections(findings: _Findings, head: nn.Module | None) -> Iterator[Site]:
+    modules = findings.modules
+    projections = _list_projections(findings)
     roles = find_projection_roles(
         findings.trace.flow, projections, findings.branches, findings.attentions
     )
@@ -241,6 +312,51 @@ def _make_projections(findings: _Findings, head: nn.Module | None) -> Iterator[S
             input_name=findings.calls[path].input_name,
             bias=_has_bias(modules[path]),
         )
+
+
+def _make_embeddings(findings: _Findings) -> Iterator[Site]:
+    for path, call in findings.calls.items():
+        module = findings.modules[path]
+        if isinstance(module, nn.Embedding) and _looks_up(findings.trace.flow, call):
+            layer = find_layer(path, findings.layers)
+            yield Site(
+                "projection",
+                path,
+                "embedding",
+                findings.layers.get(layer or ""),
+                *_get_sizes(module),
+                transposed=True,
+                input_name=call.input_name,
+            )
+
+
+def _looks_up(flow: Flow, call: Call) -> bool:
+    """Whether a call gave the rows that its first tensor names, scaled or not.
+
+    Some embeddings of positions count for themselves, whatever they are given.
+    """
+    node = call.returned[0][1] if call.returned else None
+    while node is not None and flow.nodes[node].operation != "embedding":
+        node = flow.find_source(node)
+    return node is not None and flow.nodes[node].parents[1] == call.given
+
+
+def _make_experts(findings: _Findings) -> Iterator[Site]:
+    for path in findings.calls:
+        module = findings.modules[path]
+        for stacked in list_stacked(module):
+            for expert in range(stacked.count):
+                yield Site(
+                    "projection",
+                    f"{path}.{stacked.name}.{expert}",
+                    stacked.role,
+                    findings.layers.get(find_layer(path, findings.layers) or ""),
+                    stacked.in_features,
+                    stacked.out_features,
+                    transposed=bool(module.is_transposed),
+                    bias=bool(module.has_bias),
+                    expert=expert,
+                )
 
 
 def _add_untaken(

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from hub.errors import AttachError
+from hub.sites.attending import AttentionCall, keeps_positions, watch_attention
 from hub.sites.dataflow import Flow
 
 TOKENS = 8
@@ -44,10 +45,13 @@ class Call:
 
 @dataclass(frozen=True, slots=True)
 class Trace:
-    """The data flow of a forward and its module calls in the order in which they returned."""
+    """The data flow of a forward, its module calls in the order in which they returned, its calls
+    of attention functions, and whether the positions it counts can be told to it instead."""
 
     flow: Flow
     calls: tuple[Call, ...]
+    attention: tuple[AttentionCall, ...]
+    keeps_positions: bool
 
 
 def trace_forward(model: nn.Module, example: Mapping[str, Any] | None = None) -> Trace:
@@ -83,18 +87,21 @@ def list_modules(model: nn.Module) -> dict[str, nn.Module]:
 def _watch_forward(model: nn.Module, inputs: Mapping[str, Any]) -> Trace:
     flow = Flow()
     calls: list[Call] = []
-    with _keep_state(model), ExitStack() as stack:
-        for path, module in list_modules(model).items():
-            handle = module.register_forward_hook(_make_hook(path, flow, calls), with_kwargs=True)
-            stack.callback(handle.remove)
-        stack.enter_context(torch.compiler.set_stance("force_eager"))
-        stack.enter_context(torch.no_grad())
-        stack.enter_context(flow)
-        for value in inputs.values():
-            if isinstance(value, Tensor):
-                flow.mark_input(value)
-        model(**inputs)
-    return Trace(flow, tuple(calls))
+    attention: list[AttentionCall] = []
+    modules = list_modules(model)
+    with _keep_state(model), torch.compiler.set_stance("force_eager"), torch.no_grad():
+        with ExitStack() as stack:
+            for path, module in modules.items():
+                hook = _make_hook(path, flow, calls)
+                stack.callback(module.register_forward_hook(hook, with_kwargs=True).remove)
+            stack.enter_context(watch_attention(modules, flow, attention))
+            stack.enter_context(flow)
+            for value in inputs.values():
+                if isinstance(value, Tensor):
+                    flow.mark_input(value)
+            model(**inputs)
+        told = bool(attention) and keeps_positions(model, inputs)
+    return Trace(flow, tuple(calls), tuple(attention), told)
 
 
 def _make_hook(path: str, flow: Flow, calls: list[Call]) -> Callable[..., None]:
@@ -193,13 +200,9 @@ def _make_inputs(model: nn.Module) -> Iterator[dict[str, Any]]:
     name = "input_ids"
     if name not in parameters:
         name = getattr(model, "main_input_name", None) or next(iter(parameters), name)
-    tables = [module for module in model.modules() if isinstance(module, nn.Embedding)]
+    tables = _list_tables(model)
     device = tables[0].weight.device if tables else weight.device
-    vocabulary = min(_collect(settings, "vocab_size"), default=0) or max(
-        (table.num_embeddings for table in tables), default=2
-    )
-    special = _collect(settings, r".*_token_(id|index)")
-    words = [word for word in range(vocabulary) if word not in special] or [0]
+    words = list_words(model)
     ids = torch.tensor([(words * TOKENS)[:TOKENS]], device=device)
     # Some classifiers read the state at the end-of-sequence token and refuse an input without one.
     ended = ids.clone()
@@ -211,6 +214,21 @@ def _make_inputs(model: nn.Module) -> Iterator[dict[str, Any]]:
         yield inputs
     width = next((m.in_features for m in model.modules() if isinstance(m, nn.Linear)), 1)
     yield {name: torch.ones(1, TOKENS, width, device=device, dtype=weight.dtype), **fixed}
+
+
+def list_words(model: nn.Module) -> list[int]:
+    """The token ids that mean nothing special to `model`; at least one id."""
+    config: Any = getattr(model, "config", None)
+    settings = config.to_dict() if hasattr(config, "to_dict") else {}
+    vocabulary = min(_collect(settings, "vocab_size"), default=0) or max(
+        (table.num_embeddings for table in _list_tables(model)), default=2
+    )
+    special = _collect(settings, r".*_token_(id|index)")
+    return [word for word in range(vocabulary) if word not in special] or [0]
+
+
+def _list_tables(model: nn.Module) -> list[nn.Embedding]:
+    return [module for module in model.modules() if isinstance(module, nn.Embedding)]
 
 
 def _collect(settings: Mapping[str, Any], pattern: str) -> set[int]:

@@ -1,0 +1,346 @@
+"""Fronts: virtual positions in front of what a model is given, and off what it gives.
+
+A front is two hooks on the module that takes token ids: the model, or one half of an
+encoder-decoder model. Before the forward it puts placeholder tokens in front of the ids and widens
+masks, labels and whatever else has a value for each token; a hook on the input embeddings gives the
+placeholders their vectors. After the forward it takes the positions off every output again.
+
+A forward that goes on from a cache finds the positions in it. So that this is known, a cache is
+marked by the forward that fills it.
+"""
+
+from __future__ import annotations
+
+import inspect
+import threading
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from hub.attachment.effects import Switch
+from hub.errors import AttachError
+from hub.sites.tracing import list_words
+
+MARK = "hub_front"
+CACHES = ("past_key_values", "cache_params", "state", "mems", "past_buckets_states")
+IGNORED = -100  # a label that counts for nothing
+
+_running = threading.local()
+
+
+@dataclass(frozen=True, slots=True)
+class Frame:
+    """One forward of a front's module.
+
+    inserted: positions put in front of its tokens, 0 where the cache holds them already.
+    rows, length: of what it was given.
+    cached: how many positions in front the cache holds, in the end.
+    behind: whether the keys and values that are given to attention alone are among them.
+    """
+
+    inserted: int
+    rows: int
+    length: int
+    cached: int
+    behind: bool
+
+
+class Front:
+    """What is put in front of the tokens of one module.
+
+    blank: placeholders whose vectors don't matter, since their keys and values are replaced.
+    prompts: modules whose `extend` gives virtual tokens, (n, d_model), one after the other.
+    moved: positions that attention alone is given, by which the tokens' positions move on.
+    word: the token id of a placeholder.
+    cut: whether the outputs shall be those of the tokens given alone.
+    """
+
+    def __init__(
+        self,
+        switch: Switch,
+        word: int,
+        *,
+        blank: int = 0,
+        prompts: Sequence[nn.Module] = (),
+        moved: int = 0,
+        cut: bool = True,
+        fill: Any = None,
+    ) -> None:
+        self.switch = switch
+        self.word = word
+        self.blank = blank
+        self.prompts = tuple(prompts)
+        self.moved = moved
+        self.cut = cut
+        self.fill = fill
+        with torch.no_grad():
+            self.count = blank + sum(count_virtual(module) for module in self.prompts)
+
+    @property
+    def frame(self) -> Frame | None:
+        """The forward that runs in this thread; None outside of one, such as while gradient
+        checkpointing runs a layer again."""
+        frames: list[tuple[int, Frame]] = getattr(_running, "frames", [])
+        return next((frame for owner, frame in reversed(frames) if owner == id(self)), None)
+
+    def enter(
+        self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
+        """The forward pre-hook: put the positions in front. Raises AttachError."""
+        if not self.switch.on:
+            return None
+        parameters = list(inspect.signature(module.forward).parameters)
+        kwargs = {**dict(zip(parameters, args, strict=False)), **kwargs}
+        ids = kwargs.get("input_ids")
+        given = ids if ids is not None else kwargs.get("inputs_embeds")
+        if given is None:
+            return None
+        rows, length = given.shape[:2]
+        cache = find_cache(kwargs)
+        known = read_mark(cache)
+        if known is None:
+            if count_cached(cache):
+                raise AttachError(
+                    "this cache was filled without the adapters' virtual tokens, so they can't "
+                    "come before it; start from an empty cache"
+                )
+            behind = bool(self.moved) and self._fill_cache(cache, rows)
+            cached = self.count + (self.moved if behind else 0)
+            frame = Frame(self.count, rows, length, cached, behind)
+        else:
+            frame = Frame(0, rows, length, *known)
+        self._move_positions(kwargs, frame, parameters, cache)
+        for name, value in kwargs.items():
+            if isinstance(value, Tensor):
+                kwargs[name] = self._widen(name, value, frame)
+        if ids is None and frame.inserted:
+            kwargs["inputs_embeds"] = torch.cat([self._make_blank(given), given], dim=1)
+            kwargs["inputs_embeds"] = self.put_prompts(kwargs["inputs_embeds"])
+        push_frame(self, frame)
+        return (), kwargs
+
+    def leave(
+        self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any
+    ) -> Any:
+        """The forward hook, called after a failure too: take the positions off."""
+        frame = pop_frame(self)
+        if frame is None or output is None:
+            return None
+        for cache in (find_cache(kwargs), find_cache(output)):
+            write_mark(cache, (frame.cached, frame.behind))
+        return cut_output(output, frame) if self.cut else None
+
+    def embed(
+        self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any
+    ) -> Any:
+        """The forward hook on the input embeddings: give the placeholders their vectors."""
+        frame = self.frame
+        if frame is None or not frame.inserted or not isinstance(output, Tensor):
+            return None
+        if output.shape[:2] != (frame.rows, frame.inserted + frame.length):
+            return None
+        return self.put_prompts(output)
+
+    def put_prompts(self, vectors: Tensor) -> Tensor:
+        """(rows, positions, d_model) with the virtual tokens after the blank ones."""
+        if not self.prompts:
+            return vectors
+        tokens = torch.cat([module.extend() for module in self.prompts])  # type: ignore[operator]
+        tokens = tokens.to(vectors.device, vectors.dtype)[None].expand(len(vectors), -1, -1)
+        return torch.cat([vectors[:, : self.blank], tokens, vectors[:, self.count :]], dim=1)
+
+    def _fill_cache(self, cache: Any, rows: int) -> bool:
+        return self.fill is not None and bool(self.fill(cache, rows))
+
+    def _make_blank(self, given: Tensor) -> Tensor:
+        return given.new_zeros(given.shape[0], self.count, *given.shape[2:])
+
+    def _move_positions(
+        self, kwargs: dict[str, Any], frame: Frame, parameters: list[str], cache: Any
+    ) -> None:
+        """Let the tokens' positions begin after those in front of them."""
+        by = self.count + self.moved
+        positions = kwargs.get("position_ids")
+        if positions is not None:
+            front = torch.arange(frame.inserted, device=positions.device) + self.moved
+            front = front.expand(*positions.shape[:-1], -1)
+            kwargs["position_ids"] = torch.cat([front.to(positions.dtype), positions + by], dim=-1)
+        elif self.moved and not frame.behind and "position_ids" in parameters:
+            # What the model does not see in its cache, it can't count.
+            device = next(v.device for v in kwargs.values() if isinstance(v, Tensor))
+            count = frame.inserted + frame.length
+            start = count_cached(cache) + self.moved
+            kwargs["position_ids"] = torch.arange(start, start + count, device=device)[None]
+        places = kwargs.get("cache_position")
+        if places is not None:
+            front = torch.arange(frame.inserted, device=places.device)
+            kwargs["cache_position"] = torch.cat([front, places + frame.cached])
+        if isinstance(kwargs.get("logits_to_keep"), Tensor):
+            kwargs["logits_to_keep"] = kwargs["logits_to_keep"] + frame.inserted
+
+    def _widen(self, name: str, value: Tensor, frame: Frame) -> Tensor:
+        """An argument with values for the positions in front, where it has one for each token."""
+        if name in ("position_ids", "cache_position", "logits_to_keep", "inputs_embeds"):
+            return value
+        if name.startswith(("encoder_", "cross_", "past_")):
+            return value
+        if name in ("start_positions", "end_positions"):
+            return value + frame.inserted
+        if name == "attention_mask":
+            return self._widen_mask(value, frame)
+        if not frame.inserted or value.shape[:2] != (frame.rows, frame.length):
+            return value
+        front = value[:, :1].expand(-1, frame.inserted, *value.shape[2:])
+        if name == "input_ids":
+            front = torch.full_like(front, self.word)
+        elif name == "labels":
+            if value.is_floating_point():
+                return value
+            front = torch.full_like(front, IGNORED)
+        elif name.endswith("mask"):
+            front = torch.ones_like(front)
+        return torch.cat([front, value], dim=1)
+
+    def _widen_mask(self, mask: Tensor, frame: Frame) -> Tensor:
+        if mask.dim() != 2:
+            raise AttachError(
+                f"attention_mask has shape {tuple(mask.shape)}; virtual tokens need one of "
+                "(batch, seq), with a 1 for each token that counts"
+            )
+        if frame.inserted and mask.shape[1] == frame.length + frame.inserted:
+            return mask  # widened on the way here
+        return torch.cat([mask.new_ones(len(mask), frame.cached), mask], dim=1)
+
+
+class Crossing:
+    """The hooks on a whole encoder-decoder model whose encoder has a front: what the decoder sees
+    of it has more positions than the encoder was given tokens."""
+
+    def __init__(self, front: Front) -> None:
+        self.front = front
+
+    def enter(
+        self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
+        """The forward pre-hook: widen the mask of what is encoded."""
+        if not self.front.switch.on:
+            return None
+        parameters = list(inspect.signature(module.forward).parameters)
+        kwargs = {**dict(zip(parameters, args, strict=False)), **kwargs}
+        mask, encoded = kwargs.get("attention_mask"), kwargs.get("encoder_outputs")
+        if mask is not None:
+            length = mask.shape[1] + self.front.count
+            if encoded is None or encoded[0].shape[1] == length:
+                front = mask.new_ones(len(mask), self.front.count)
+                kwargs["attention_mask"] = torch.cat([front, mask], dim=1)
+        return (), kwargs
+
+    def leave(
+        self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any
+    ) -> Any:
+        """The forward hook: what the model says of its encoder is about the tokens given."""
+        if not self.front.switch.on or not isinstance(output, Mapping):
+            return None
+        count = self.front.count
+        changed = {}
+        for name, value in output.items():
+            if name == "cross_attentions" and value is not None:
+                value = tuple(weights[..., count:] for weights in value)
+            elif name.startswith("encoder_") and value is not None:
+                both = name == "encoder_attentions"
+                cut = [
+                    part[..., count:, count:] if both else part[:, count:]
+                    for part in ([value] if isinstance(value, Tensor) else value)
+                ]
+                value = cut[0] if isinstance(value, Tensor) else tuple(cut)
+            changed[name] = value
+        return type(output)(**changed)
+
+
+def choose_word(model: nn.Module) -> int:
+    """The id of a token that means nothing special to `model`, for placeholders."""
+    return list_words(model)[0]
+
+
+def count_virtual(module: nn.Module) -> int:
+    """How many virtual positions a module puts in front."""
+    extended: Tensor = module.extend()  # type: ignore[operator]
+    return int(extended.shape[0])
+
+
+def push_frame(front: Front, frame: Frame) -> None:
+    """Say that a forward begins."""
+    if not hasattr(_running, "frames"):
+        _running.frames = []
+    _running.frames.append((id(front), frame))
+
+
+def pop_frame(front: Front) -> Frame | None:
+    """Say that the forward that began last is over."""
+    frames: list[tuple[int, Frame]] = getattr(_running, "frames", [])
+    if not frames or frames[-1][0] != id(front):
+        return None
+    return frames.pop()[1]
+
+
+def find_cache(values: Any) -> Any:
+    """What a forward keeps for the next one, among its arguments or in its output."""
+    if not isinstance(values, Mapping):
+        return None
+    return next((values[name] for name in CACHES if values.get(name) is not None), None)
+
+
+def carry_mark(cache: Any) -> Any:
+    """The object of a cache that takes an attribute."""
+    while isinstance(cache, list | tuple) and cache:
+        cache = cache[0]
+    return cache
+
+
+def read_mark(cache: Any) -> tuple[int, bool] | None:
+    """What the forward that filled a cache wrote on it."""
+    mark: tuple[int, bool] | None = getattr(carry_mark(cache), MARK, None)
+    return mark
+
+
+def write_mark(cache: Any, mark: tuple[int, bool]) -> None:
+    """Write on a cache what a forward left in it."""
+    carrier = carry_mark(cache)
+    if hasattr(carrier, "__dict__"):
+        setattr(carrier, MARK, mark)
+
+
+def count_cached(cache: Any) -> int:
+    """How many positions a cache holds; 0 where it can't say."""
+    count = getattr(cache, "get_seq_length", None)
+    try:
+        return int(count()) if callable(count) else 0
+    except ValueError:  # a cache of states, without positions
+        return 0
+
+
+def cut_output(output: Any, frame: Frame) -> Any:
+    """What a model gives, without the positions in front."""
+    if isinstance(output, Mapping):
+        return type(output)(**{name: cut_value(output[name], frame, name) for name in output})
+    if isinstance(output, Tensor):
+        return cut_value(output, frame)
+    return tuple(cut_value(value, frame) for value in output)
+
+
+def cut_value(value: Any, frame: Frame, name: str = "") -> Any:
+    """One output: a tensor, or a tuple with one for each layer."""
+    if isinstance(value, tuple | list):
+        return type(value)(cut_value(item, frame, name) for item in value)
+    if not isinstance(value, Tensor) or not value.is_floating_point():
+        return value
+    total = frame.inserted + frame.length
+    if value.dim() == 4 and ("attentions" in name or value.shape[-2:] == (total, total)):
+        return value[..., frame.inserted :, frame.cached :]
+    by_token = value.dim() > 2 or name in ("start_logits", "end_logits")
+    if frame.inserted and by_token and value.shape[:2] == (frame.rows, total):
+        return value[:, frame.inserted :]
+    return value

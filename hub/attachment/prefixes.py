@@ -1,0 +1,169 @@
+"""Prefixes: keys and values in front of those of the tokens, at one attention or through all.
+
+Where a model's attention goes through transformers' functions and its positions can be moved, a
+prefix is given to the attention alone: into a plain cache once, else beside the keys and values
+at every call. Elsewhere blank tokens go through the model, and what feeds the keys and values
+gives the prefix for them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from hub.attachment.effects import Switch
+from hub.attachment.fronts import Front, count_cached
+from hub.errors import AttachError
+from hub.interfaces import Attend, AttentionHook
+from hub.sites import Site
+
+
+class AttentionEffect(AttentionHook):
+    """What adapters do at one attention that can be reached directly.
+
+    prefixes: modules whose `extend` gives keys and values, (n, keys + values).
+    outputs: modules whose `forward` changes what comes out, given the query.
+    """
+
+    def __init__(
+        self,
+        switch: Switch,
+        front: Front | None,
+        site: Site,
+        prefixes: Sequence[nn.Module],
+        outputs: Sequence[nn.Module],
+    ) -> None:
+        self.switch = switch
+        self.front = front
+        self.heads = site.heads
+        self.widths = (site.in_features, site.out_features)
+        self.prefixes = tuple(prefixes)
+        self.outputs = tuple(outputs)
+
+    def attend(
+        self, function: Attend, name: str, module: nn.Module, *given: Any, **more: Any
+    ) -> Any:
+        """Attend with the prefix in front. Raises AttachError where the function can't."""
+        if not self.switch.on:
+            return function(module, *given, **more)
+        query, key, value = given[:3]
+        mask = given[3] if len(given) > 3 else more.pop("attention_mask", None)
+        rest = given[4:]
+        frame = self.front.frame if self.front is not None else None
+        count = 0
+        if self.prefixes and not (frame is not None and frame.behind):
+            length = key.shape[2]
+            front_key, front_value = self.make(key)
+            count = front_key.shape[2]
+            key = torch.cat([front_key, key], dim=2)
+            value = torch.cat([front_value, value], dim=2)
+            causal = more.get("is_causal")
+            causal = getattr(module, "is_causal", True) if causal is None else causal
+            mask = widen_mask(mask, name, query, count, length, bool(causal))
+        output, weights = function(module, query, key, value, mask, *rest, **more)
+        if count and weights is not None:
+            weights = weights[..., count:]
+        for effect in self.outputs:
+            output = effect.forward(query, output)
+        return output, weights
+
+    def make(self, like: Tensor) -> tuple[Tensor, Tensor]:
+        """Keys and values of the prefix for as many rows as `like`: (rows, heads, n, head_dim)."""
+        extended = torch.cat([module.extend() for module in self.prefixes])  # type: ignore[operator]
+        extended = extended.to(like.device, like.dtype)
+        parts = torch.split(extended, list(self.widths), dim=1)
+        key, value = (part.view(len(part), self.heads, -1).transpose(0, 1) for part in parts)
+        rows = len(like)
+        return key[None].expand(rows, -1, -1, -1), value[None].expand(rows, -1, -1, -1)
+
+
+def widen_mask(
+    mask: Any, name: str, query: Tensor, count: int, length: int, causal: bool
+) -> Tensor | None:
+    """The mask with `count` keys in front of `length` that everyone may look at.
+
+    Raises AttachError on a mask of another kind.
+    """
+    asked = query.shape[2]
+    if mask is None:
+        if not causal or asked == 1 or "flash" in name:
+            return None  # flash attention lines the last query up with the last key by itself
+        kept = torch.ones(asked, length, dtype=torch.bool, device=query.device)
+        mask = kept.tril(length - asked)[None, None]
+    if not isinstance(mask, Tensor):
+        raise AttachError(
+            f"a prefix can't be put in front under {name}; load the model with "
+            "attn_implementation='sdpa'"
+        )
+    mask = mask[..., :length]
+    full = torch.ones if mask.dtype == torch.bool or mask.dim() == 2 else torch.zeros
+    front = full(*mask.shape[:-1], count, dtype=mask.dtype, device=mask.device)
+    return torch.cat([front, mask], dim=-1)
+
+
+class CacheFiller:
+    """Puts the prefixes of all attentions into a plain cache, before the first token.
+
+    effects: by the layer's index in a cache.
+    """
+
+    def __init__(self, effects: dict[int, AttentionEffect]) -> None:
+        self.effects = effects
+
+    def __call__(self, cache: Any, rows: int) -> bool:
+        """Whether the cache now holds them: not while learning, since checkpointed layers see no
+        cache, nor where a cache forgets or is of a kind of its own."""
+        from transformers.cache_utils import DynamicCache, DynamicLayer
+
+        if type(cache) is not DynamicCache or torch.is_grad_enabled() or count_cached(cache):
+            return False
+        if any(type(layer) is not DynamicLayer for layer in cache.layers):
+            return False
+        for index, effect in sorted(self.effects.items()):
+            parameter = next(effect.prefixes[0].parameters())
+            key, value = effect.make(parameter.new_empty(rows, 0))
+            cache.update(key, value, index)
+        return True
+
+
+class FeedEffect:
+    """A forward hook on a projection that feeds keys or values: the prefix for the blank tokens.
+
+    prefixes: modules whose `extend` gives (n, width of all feeds); part: this feed's columns.
+    axis: that of the positions.
+    """
+
+    def __init__(
+        self,
+        switch: Switch,
+        front: Front,
+        prefixes: Sequence[nn.Module],
+        part: tuple[int, int],
+        axis: int,
+    ) -> None:
+        self.switch = switch
+        self.front = front
+        self.prefixes = tuple(prefixes)
+        self.part = part
+        self.axis = axis
+
+    def __call__(self, module: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor | None:
+        if not self.switch.on:
+            return None
+        frame = self.front.frame
+        if frame is None and not torch.is_grad_enabled():
+            return None  # the module is called by itself
+        if frame is not None and not frame.inserted:
+            return None
+        if frame is not None and output.shape[self.axis] != frame.inserted + frame.length:
+            return None
+        start, end = self.part
+        extended = torch.cat([module.extend() for module in self.prefixes])  # type: ignore[operator]
+        extended = extended[:, start:end].to(output.device, output.dtype)
+        rest = output.narrow(self.axis, len(extended), output.shape[self.axis] - len(extended))
+        shape = list(rest.shape)
+        shape[self.axis] = len(extended)
+        return torch.cat([extended.unsqueeze(1 - self.axis).expand(shape), rest], dim=self.axis)
