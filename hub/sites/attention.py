@@ -9,7 +9,7 @@ from typing import Any
 from torch import nn
 
 from hub.sites.attending import AttentionCall
-from hub.sites.dataflow import Flow
+from hub.sites.dataflow import VIEWS, Flow
 from hub.sites.roles import Attention, Projection, walk_back
 from hub.sites.tracing import Call, Trace
 
@@ -25,12 +25,15 @@ class Stacks:
 @dataclass(frozen=True, slots=True)
 class Look:
     """A module that attends: the projections that feed its keys and values, the axis of positions
-    in what they give (None where rows and positions are one axis), and its call of an attention
-    function, where it makes one."""
+    in what they give (None where rows and positions are one axis), how many heads the keys have,
+    whether the keys are turned by their position on the way, and its call of an attention function,
+    where it makes one."""
 
     path: str
     feeds: tuple[str, ...]
     axis: int | None
+    heads: int
+    turned: bool
     call: AttentionCall | None
 
 
@@ -70,7 +73,15 @@ def find_looks(
         if own and asked.isdisjoint(feed.given for feed in feeds):
             continue
         path = call.path if call is not None else paths[0].rpartition(".")[0]
-        looks[paths] = Look(path, paths, find_axis(trace.flow, feeds), call)
+        shape = trace.flow.nodes[operand.key].shape
+        looks[paths] = Look(
+            path,
+            paths,
+            find_axis(trace.flow, feeds),
+            shape[1] if len(shape) == 4 else 0,
+            not is_view(trace.flow, operand.key, {feed.returned for feed in feeds}),
+            call,
+        )
     return list(looks.values())
 
 
@@ -84,6 +95,16 @@ def find_feeds(
         for node in walk_back(flow, operand, made.keys())
         if node in made and flow.nodes[made[node].given].varies
     ]
+
+
+def is_view(flow: Flow, node: int, sources: set[int]) -> bool:
+    """Whether `node` holds the values of one of `sources`, in whatever shape."""
+    while node not in sources:
+        here = flow.nodes[node]
+        if here.operation not in VIEWS or not here.parents:
+            return False
+        node = here.parents[0]
+    return True
 
 
 def find_axis(flow: Flow, feeds: list[Projection]) -> int | None:

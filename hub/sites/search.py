@@ -51,12 +51,13 @@ class Site:
 
     A site of kind attention is a module that lets positions look at each other: `in_features` is
     the width of one position's keys, all `heads` together, `out_features` that of its values.
-    `feeds` are the paths of the projections that make them. `direct` says that the module goes
+    `feeds` are the paths of the projections that make them, from vectors of `width`. `direct` says that the module goes
     through transformers' AttentionInterface, so that its query and output can be reached.
     `inserted` says that virtual positions can't be given to the attention alone and go through the
     whole model as tokens: the widths are then those of what the feeds give, and `out_features` is 0
     unless there is one for the keys and one for the values; `axis` is that of the positions there.
-    An encoder-decoder model has such sites in the decoder, for its look at itself.
+    `turned` says that keys are changed on the way from there, by their position or a norm. An
+    encoder-decoder model has such sites in the decoder, for its look at itself.
 
     Roles of a projection: query, key, value, qkv (several of them), output (of an attention); in,
     gate, out (of a feed-forward or a mixer; a gate goes through the activation); head (after the
@@ -80,6 +81,8 @@ class Site:
     direct: bool = False
     inserted: bool = False
     axis: int = 1
+    width: int = 0
+    turned: bool = False
 
     @property
     def owner(self) -> str:
@@ -247,22 +250,28 @@ def _make_attentions(findings: _Findings, model: nn.Module) -> Iterator[Site]:
     for look in looks:
         if decoder and not look.path.startswith(f"{decoder}."):
             continue
-        layer = find_layer(look.path, findings.layers)
-        block = findings.layers.get(layer or "")
-        direct = look.call is not None
+        site = Site(
+            "attention",
+            look.path,
+            "attention",
+            findings.layers.get(find_layer(look.path, findings.layers) or ""),
+            in_features=0,
+            out_features=0,
+            feeds=look.feeds,
+            heads=look.heads,
+            direct=look.call is not None,
+            inserted=inserted,
+            axis=look.axis or 0,
+            width=_get_sizes(findings.modules[look.feeds[0]])[0],
+            turned=look.turned,
+        )
         if inserted and look.axis is not None:
             sizes = [_get_sizes(findings.modules[path])[1] for path in look.feeds]
             keys, values = sizes if len(sizes) == 2 else (sum(sizes), 0)
-            yield Site(
-                "attention", look.path, "attention", block, keys, values,
-                feeds=look.feeds, direct=direct, inserted=True, axis=look.axis,
-            )  # fmt: skip
+            yield replace(site, in_features=keys, out_features=values)
         elif look.call is not None and not inserted:
-            yield Site(
-                "attention", look.path, "attention", block,
-                look.call.key_width, look.call.value_width,
-                feeds=look.feeds, heads=look.call.heads, direct=True,
-            )  # fmt: skip
+            keys, values = look.call.key_width, look.call.value_width
+            yield replace(site, in_features=keys, out_features=values)
 
 
 def _make_input(findings: _Findings, model: nn.Module) -> Iterator[Site]:
