@@ -21,6 +21,8 @@ from hub.sites.roles import (
     find_branch_role,
     find_projection_roles,
 )
+from hub.sites.streams import find_norm_after, find_streams
+from hub.sites.ties import find_ties
 from hub.sites.tracing import Call, Trace, list_modules, trace_forward
 
 
@@ -32,12 +34,16 @@ class Site:
     (..., out_features); its weight is (out_features, in_features), the other way round where
     `transposed`. A branch is what a layer adds to its residual stream, after projection and
     dropout, before the skip connection is added: its module returns it, as element `output_index`
-    where it returns a tuple or a mapping, and both sizes are d_model. A norm brings every vector to
-    one scale; both sizes are the length of the vectors.
+    where it returns a tuple or a mapping, and both sizes are d_model. `stream` is the path of a module
+    that is given the stream which the branch is added to, where there is one, and `norm` that of
+    the norm that comes right after the sum, as in BERT. A norm brings every vector to one scale;
+    both sizes are the length of the vectors.
 
     `block` is the index of the layer, None outside the layers; an encoder's and a decoder's layers
     are each counted from 0. `input_name` is the keyword of the module's first tensor where no
     tensor comes by position.
+
+    `tied` is the path of the first of several projections that hold one weight, in each of them.
 
     `bias` says whether a projection or a norm has one. An embedding is a projection too, of role
     embedding: it takes token ids and its sizes are (vocabulary, width); its weight is (vocabulary,
@@ -51,13 +57,14 @@ class Site:
 
     A site of kind attention is a module that lets positions look at each other: `in_features` is
     the width of one position's keys, all `heads` together, `out_features` that of its values.
-    `feeds` are the paths of the projections that make them, from vectors of `width`. `direct` says that the module goes
-    through transformers' AttentionInterface, so that its query and output can be reached.
-    `inserted` says that virtual positions can't be given to the attention alone and go through the
-    whole model as tokens: the widths are then those of what the feeds give, and `out_features` is 0
-    unless there is one for the keys and one for the values; `axis` is that of the positions there.
-    `turned` says that keys are changed on the way from there, by their position or a norm. An
-    encoder-decoder model has such sites in the decoder, for its look at itself.
+    `feeds` are the paths of the projections that make them, from vectors of `width`. `direct` says
+    that the module goes through transformers' AttentionInterface, so that its query and output can
+    be reached. `inserted` says that virtual positions can't be given to the attention alone and go
+    through the whole model as tokens: the widths are then those of what the feeds give, and
+    `out_features` is 0 unless there is one for the keys and one for the values; `axis` is that of
+    the positions there. `turned` says that keys are changed on the way from there, by their
+    position or a norm. An encoder-decoder model has such sites in the decoder, for its look at
+    itself.
 
     Roles of a projection: query, key, value, qkv (several of them), output (of an attention); in,
     gate, out (of a feed-forward or a mixer; a gate goes through the activation); head (after the
@@ -83,6 +90,9 @@ class Site:
     axis: int = 1
     width: int = 0
     turned: bool = False
+    stream: str | None = None
+    norm: str | None = None
+    tied: str | None = None
 
     @property
     def owner(self) -> str:
@@ -138,7 +148,8 @@ def _make_key(model: nn.Module, modules: dict[str, nn.Module]) -> Any:
         (path, type(module), _get_sizes(module) if has_sizes(module) else None)
         for path, module in modules.items()
     ]
-    return type(model), repr(config.to_dict()), tuple(shapes)
+    ties = find_ties(modules)
+    return type(model), repr(config.to_dict()), tuple(shapes), tuple(sorted(ties.items()))
 
 
 def is_linear(module: nn.Module) -> bool:
@@ -209,6 +220,11 @@ def _read_sites(trace: Trace, model: nn.Module, modules: dict[str, nn.Module]) -
         inside = [path for path in modules if any(path.startswith(f"{item}.") for item in group)]
         start = min((order[path] for path in inside if path in order), default=(0, 0))[0]
         order.update((path, (start, place)) for place, path in enumerate(inside))
+    ties = find_ties(modules)
+    sites = [
+        replace(site, tied=ties.get(site.path)) if site.kind == "projection" else site
+        for site in sites
+    ]
     return tuple(sorted(sites, key=lambda site: order[site.owner]))
 
 
@@ -221,13 +237,22 @@ def _make_norms(findings: _Findings) -> Iterator[Site]:
         yield Site("norm", path, "norm", block, width, width, input_name=name, bias=bias)
 
 
+def _is_in_block(findings: _Findings, path: str, block: int | None) -> bool:
+    layer = find_layer(path, findings.layers)
+    return layer is not None and findings.layers[layer] == block
+
+
 def _make_branches(findings: _Findings) -> Iterator[Site]:
     done = set()
+    streams = find_streams(findings.trace, findings.branches)
+    norms = find_norms(findings.trace, findings.modules)
     for branch in findings.branches:
         layer = find_layer(branch.path, findings.layers)
         if (branch.path, branch.element) in done or (layer is None and findings.layers):
             continue
         done.add((branch.path, branch.element))
+        block = findings.layers.get(layer or "")
+        inside = {path for path in norms if _is_in_block(findings, path, block)}
         width = findings.trace.flow.nodes[branch.node].shape[-1]
         yield Site(
             "branch",
@@ -238,6 +263,8 @@ def _make_branches(findings: _Findings) -> Iterator[Site]:
             width,
             output_index=branch.element,
             input_name=findings.calls[branch.path].input_name,
+            stream=streams.get((branch.path, branch.element)),
+            norm=find_norm_after(findings.trace, branch, findings.branches, inside),
         )
 
 
