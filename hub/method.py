@@ -90,6 +90,9 @@ class Method(ABC, Generic[C]):
         A module that has ``before(x)`` changes what goes into the site's module: x becomes what it
         returns, for the site and for every other adapter there. It needs no forward then.
 
+        At a branch whose `stream` is known, a module with the attribute ``reads_stream = True`` gets
+        as x the residual stream that y will be added to, in y's shape.
+
         Where `build_shared` returned a module it is given as a third argument; it may be kept as
         a child.
         """

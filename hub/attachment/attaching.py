@@ -207,9 +207,9 @@ class Attachment:
         self._model.add_module(ATTACHED, container)
         effects = order_effects(self._fits)
         for site, modules in effects:
-            if site.kind in ("projection", "branch", "norm"):
-                target = self._model.get_submodule(site.owner)
-                self._handles += hang_effects(target, site, modules, self._switch)
+            if site.kind in ("projection", "branch", "norm") and site.expert is None:
+                self._handles += hang_effects(self._model, site, modules, self._switch)
+        self._handles += hang_experts(self._model, effects, self._switch)
         # Last, so that what a prefix puts in place of keys and values stays.
         self._handles += hang_fronts(self._model, effects, self._switch)
         for fit in self._fits:

@@ -6,6 +6,7 @@ number of threads can run one attached model; a deep copy of the model gets its 
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -89,6 +90,70 @@ class KeywordEffect(Effect):
         return self.change(args[0] if args else kwargs[self.name], output)
 
 
+class Stream:
+    """A residual stream on its way from where it can be read to the branch that is added to it.
+
+    Every thread that runs the model has its own.
+    """
+
+    def __init__(self) -> None:
+        self._local = threading.local()
+
+    def put(self, x: torch.Tensor) -> None:
+        """Keep x until the branch is there."""
+        self._local.x = x
+
+    def take(self) -> torch.Tensor:
+        """What was kept, and keep it no longer."""
+        x: torch.Tensor = self._local.x
+        del self._local.x
+        return x
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Stream:
+        own: Stream = memo.setdefault(id(self), Stream())
+        return own
+
+    def __reduce__(self) -> Any:
+        return Stream, ()
+
+
+class StreamReader:
+    """A forward pre-hook on a module that is given the stream: keeps it for the branch."""
+
+    def __init__(self, stream: Stream, switch: Switch) -> None:
+        self.stream = stream
+        self.switch = switch
+
+    def __call__(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        if self.switch.on:
+            self.stream.put(next(walk_tensors([*args, *kwargs.values()])))
+
+
+class StreamEffect(KeywordEffect):
+    """An effect some of whose modules get the stream that the branch is added to as their x."""
+
+    def __init__(
+        self,
+        modules: Sequence[nn.Module],
+        switch: Switch,
+        index: int | None = None,
+        *,
+        name: str | None,
+        stream: Stream,
+    ) -> None:
+        super().__init__(modules, switch, index, name=name or "")
+        self.stream = stream
+
+    def change(self, x: torch.Tensor, output: Any) -> Any:
+        """The output with the effect in it."""
+        index, stream = self.index, self.stream.take()
+        y = output if index is None else pick_element(output, index)
+        stream = stream if stream.shape == y.shape else stream.reshape(y.shape)
+        for module in self.modules:
+            y = module.forward(stream if reads_stream(module) else x, y)
+        return y if index is None else replace_element(output, index, y)
+
+
 class InputEffect:
     """A forward pre-hook: what the modules make of a site's input, one after the other."""
 
@@ -127,10 +192,10 @@ class KeywordInputEffect(InputEffect):
 
 
 def hang_effects(
-    target: nn.Module, site: Site, modules: Sequence[nn.Module], switch: Switch
+    model: nn.Module, site: Site, modules: Sequence[nn.Module], switch: Switch
 ) -> Iterator[RemovableHandle]:
     """Let `modules` act at one site: what changes its input first, then what changes its output."""
-    name = site.input_name
+    target, name = model.get_submodule(site.owner), site.input_name
     inner = [module for module in modules if changes_input(module)]
     outer = [module for module in modules if changes_output(module)]
     hook: Any
@@ -141,9 +206,15 @@ def hang_effects(
         yield target.register_forward_pre_hook(hook, with_kwargs=name is not None)
     if outer:
         hook = Effect(outer, switch, site.output_index)
-        if name is not None:
+        by_name = name is not None
+        if site.stream is not None and any(map(reads_stream, outer)):
+            by_name, stream = True, Stream()
+            hook = StreamEffect(outer, switch, site.output_index, name=name, stream=stream)
+            taker = model.get_submodule(site.stream)
+            yield taker.register_forward_pre_hook(StreamReader(stream, switch), with_kwargs=True)
+        elif name is not None:
             hook = KeywordEffect(outer, switch, site.output_index, name=name)
-        yield target.register_forward_hook(hook, with_kwargs=name is not None)
+        yield target.register_forward_hook(hook, with_kwargs=by_name)
 
 
 def changes_input(module: nn.Module) -> bool:
@@ -155,6 +226,11 @@ def changes_output(module: nn.Module) -> bool:
     """Whether a method's module changes what its site gives: one without `before` must, one with
     it may."""
     return not changes_input(module) or type(module).forward is not nn.Module.forward
+
+
+def reads_stream(module: nn.Module) -> bool:
+    """Whether a method's module gets the residual stream as its x."""
+    return getattr(module, "reads_stream", False) is True
 
 
 class HeadHook:

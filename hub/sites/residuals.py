@@ -18,7 +18,8 @@ class Branch:
     """What the module at `path` adds to a residual stream, `element` of the tuple that it returns.
 
     Nodes: `node` is the value, `start` where its computation leaves the stream, `origin` where that
-    stream begins, `total` the sum. `moment` is when the module returned it.
+    stream begins, `total` the sum, `skip` what it is added to. `moment` is when the module
+    returned it.
     """
 
     path: str
@@ -28,6 +29,7 @@ class Branch:
     start: int
     origin: int
     total: int
+    skip: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,7 +96,14 @@ class _Search:
             origin = origins.setdefault(part.total, self._find_origin(part.start, origins))
             branches.append(
                 Branch(
-                    site.path, site.element, site.moment, part.node, part.start, origin, part.total
+                    site.path,
+                    site.element,
+                    site.moment,
+                    part.node,
+                    part.start,
+                    origin,
+                    part.total,
+                    self.skips[part.total],
                 )
             )
         return branches

@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import copy
+import pickle
+import threading
+import weakref
 from collections import namedtuple
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
@@ -78,11 +83,31 @@ class Echo(nn.Module):
         return 3 * x + flag
 
 
+class Layer(nn.Module):
+    """A stream to which a branch of a doubled stream is added."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm = nn.Flatten(0)
+        self.branch = Echo()
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y: torch.Tensor = self.branch(x=2 * self.norm(x))
+        return x + y.reshape(x.shape)
+
+
+class PlusStream(Plus):
+    """Adds the stream to the output."""
+
+    reads_stream = True
+
+
 @pytest.mark.parametrize("name", [None, "x"])
 def test_what_changes_the_input_comes_before_what_changes_the_output(name: str | None) -> None:
-    target = Echo()
+    model = nn.ModuleDict({"echo": Echo()})
+    target = model["echo"]
     site = Site("projection", "echo", "other", None, 1, 1, input_name=name)
-    handles = list(hang_effects(target, site, [Plus(), Double(), Double()], Switch()))
+    handles = list(hang_effects(model, site, [Plus(), Double(), Double()], Switch()))
     call = {} if name is None else {name: ONE}
     given = (ONE,) if name is None else ()
     # Plus sees what the module saw: 3 * 4 + 4, and the other argument is left alone.
@@ -94,10 +119,57 @@ def test_what_changes_the_input_comes_before_what_changes_the_output(name: str |
 
 
 def test_a_module_that_only_changes_the_input_hangs_no_second_hook() -> None:
-    target = Echo()
+    model = nn.ModuleDict({"echo": Echo()})
     site = Site("projection", "echo", "other", None, 1, 1)
-    assert len(list(hang_effects(target, site, [Double()], Switch()))) == 1
-    assert target(ONE, 1).item() == 7.0
+    assert len(list(hang_effects(model, site, [Double()], Switch()))) == 1
+    assert model["echo"](ONE, 1).item() == 7.0
+
+
+def make_streamed() -> tuple[Layer, Switch, int]:
+    layer, switch = Layer(), Switch()
+    site = Site("branch", "branch", "feedforward", 0, 1, 1, input_name="x", stream="norm")
+    handles = list(hang_effects(layer, site, [Plus(), PlusStream()], switch))
+    return layer, switch, len(handles)
+
+
+def test_a_module_at_a_branch_can_get_the_stream() -> None:
+    layer, switch, hooks = make_streamed()
+    assert hooks == 2
+    x = torch.tensor([[1.0]])
+    # 1 + (6 + what went in, 2 + the stream, 1)
+    assert layer(x).item() == 10.0
+    switch.on = False
+    assert layer(x).item() == 7.0
+
+
+def test_threads_keep_their_streams_apart() -> None:
+    layer, _, _ = make_streamed()
+    both = threading.Barrier(2)
+
+    def wait(module: nn.Module, args: Any) -> None:
+        both.wait(10)
+
+    layer.branch.register_forward_pre_hook(wait)
+    with ThreadPoolExecutor(2) as pool:
+        given = [torch.tensor([[1.0]]), torch.tensor([[10.0]])]
+        assert [value.item() for value in pool.map(layer, given)] == [10.0, 100.0]
+
+
+@pytest.mark.parametrize("copy", [copy.deepcopy, lambda m: pickle.loads(pickle.dumps(m))])
+def test_a_copy_has_a_stream_of_its_own(copy: Any) -> None:
+    layer, switch, _ = make_streamed()
+    other = copy(layer)
+    switch.on = False
+    assert other(torch.tensor([[1.0]])).item() == 10.0
+
+
+def test_the_stream_is_let_go_after_the_branch() -> None:
+    layer, _, _ = make_streamed()
+    x = torch.tensor([[1.0]])
+    alive = weakref.ref(x)
+    layer(x)
+    del x
+    assert alive() is None
 
 
 def test_a_switched_off_effect_leaves_the_input() -> None:
