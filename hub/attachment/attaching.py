@@ -209,7 +209,6 @@ class Attachment:
         for site, modules in effects:
             if site.kind in ("projection", "branch", "norm") and site.expert is None:
                 self._handles += hang_effects(self._model, site, modules, self._switch)
-        self._handles += hang_experts(self._model, effects, self._switch)
         # Last, so that what a prefix puts in place of keys and values stays.
         self._handles += hang_fronts(self._model, effects, self._switch)
         for fit in self._fits:
