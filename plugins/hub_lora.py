@@ -1,4 +1,4 @@
-"""LoRA: a low-rank update beside a frozen projection.
+"""LoRA: a low-rank update beside a frozen projection; and DoRA, which also learns its magnitude.
 
     h = W x + s B A x,    A: (r, in_features), B: (out_features, r), s = alpha / r
 
@@ -8,12 +8,21 @@ https://arxiv.org/abs/2106.09685. B starts at zero, so a new adapter changes not
 What differs from the paper: A starts Kaiming-uniform as in the authors' released code, not
 Gaussian; `rslora` takes s = alpha / sqrt(r) (Kalajdzievski, 2023, equation 3,
 https://arxiv.org/abs/2312.03732); a rank or an alpha of their own for some modules, as in peft.
+On an embedding A x is the column of A that the token names; A starts at zero there and B Gaussian.
 
-Parameters: r (in_features + out_features) for each projection.
+With `dora`, Liu et al., 2024, "DoRA: Weight-Decomposed Low-Rank Adaptation", equation 5,
+https://arxiv.org/abs/2402.09353:
+
+    h = m (W + s B A) x / ||W + s B A||,    m: (out_features,), a norm for each output
+
+m starts as ||W||, and the norm is taken as a constant by the gradient (section 4.3).
+
+Parameters: r (in_features + out_features) for each projection; DoRA out_features more.
 """
 
 from __future__ import annotations
 
+import hashlib
 import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
@@ -41,10 +50,14 @@ class LoRAConfig:
     targets: where it acts: "attention", "feedforward", "all" (every projection but the head), a
         regular expression that a module's whole path matches, or names that its path ends with.
     rslora: divide alpha by the square root of the rank.
+    dora: learn the magnitude of each output too.
     rank_pattern, alpha_pattern: other ranks and alphas, by a pattern for the end of a path.
     exclude: paths to leave out, as a regular expression or as names.
     layers, layers_pattern: only these layers' modules, counted in the module list of that name.
     fan_in_fan_out: the layers keep their weight as (in, out), like GPT-2's; found, not chosen.
+    parameters: the names of stacked parameters of experts where it acts; where it is left out,
+        those that targets names.
+    base_digests: what the base's own weights were where the adapter's file brought them along.
     """
 
     r: int = 8
@@ -52,12 +65,15 @@ class LoRAConfig:
     dropout: float = 0.0
     targets: str | tuple[str, ...] = "all"
     rslora: bool = False
+    dora: bool = False
     rank_pattern: Mapping[str, int] = field(default_factory=dict)
     alpha_pattern: Mapping[str, float] = field(default_factory=dict)
     exclude: str | tuple[str, ...] = ()
     layers: tuple[int, ...] | None = None
     layers_pattern: tuple[str, ...] = ()
     fan_in_fan_out: bool = False
+    parameters: tuple[str, ...] | None = None
+    base_digests: Mapping[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         for where, r in (("r", self.r), *self.rank_pattern.items()):
@@ -88,8 +104,9 @@ class LoRALayer(nn.Module):
 
     def __init__(self, site: hub.Site, config: LoRAConfig) -> None:
         super().__init__()
-        r = config.rank(site.path)
-        self.scaling = config.scaling(site.path)
+        r = config.rank(find_place(site))
+        self.base_digest = config.base_digests.get(site.path)
+        self.scaling = config.scaling(find_place(site))
         self.dropout = config.dropout
         self.lora_A = nn.Linear(site.in_features, r, bias=False)
         self.lora_B = nn.Linear(r, site.out_features, bias=False)
@@ -120,6 +137,104 @@ class LoRALayer(nn.Module):
             change = change.to(y.dtype)
         return torch.add(y, change, alpha=self.scaling, out=change)
 
+    def multiply(self) -> torch.Tensor:
+        """s B A, (out_features, in_features), in float32."""
+        return self.scaling * (self.lora_B.weight.float() @ self.lora_A.weight.float())
+
+
+class LoRAEmbedding(nn.Module):
+    """The two factors beside one embedding, by peft's names.
+
+    Some bases multiply what they look up; what is added is multiplied likewise. A token that the
+    base pads with has no gradient, as in the base.
+    """
+
+    def __init__(self, site: hub.Site, config: LoRAConfig) -> None:
+        super().__init__()
+        r = config.rank(site.path)
+        self.base_digest = config.base_digests.get(site.path)
+        self.scaling = config.scaling(site.path)
+        self.lora_embedding_A = nn.Parameter(torch.zeros(r, site.in_features))
+        self.lora_embedding_B = nn.Parameter(torch.randn(site.out_features, r))
+        self.base: hub.Base | None = None
+
+    def forward(self, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        """x: (...) token ids, y: (..., width) -> (..., width)."""
+        module: Any = None if self.base is None else self.base.module
+        padding = None if module is None else module.padding_idx
+        rows = F.embedding(x, self.lora_embedding_A.T, padding) @ self.lora_embedding_B.T
+        change = rows * self.scaling
+        scale = getattr(module, "embed_scale", None)
+        if scale is not None:
+            change = change * scale
+        return y + change.to(y.dtype)
+
+    def multiply(self) -> torch.Tensor:
+        """s B A, (width, vocabulary), in float32."""
+        return self.scaling * (self.lora_embedding_B.float() @ self.lora_embedding_A.float())
+
+
+class DoRALayer(LoRALayer):
+    """The factors beside one projection, and the magnitude of each of its outputs."""
+
+    def __init__(self, site: hub.Site, config: LoRAConfig) -> None:
+        super().__init__(site, config)
+        self.lora_magnitude_vector = nn.Parameter(torch.ones(site.out_features))
+        self.base: hub.Base | None = None
+
+    def forward(self, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        """x: (..., in_features), y: (..., out_features) -> (..., out_features)."""
+        assert self.base is not None
+        gain = find_gain(self)
+        if self.dropout and self.training:
+            # The base's own part keeps the whole input; what the gain adds to it does not.
+            x = F.dropout(x.to(gain.dtype), self.dropout)
+            weight = self.base.read_weight().to(gain.dtype)
+            change = F.linear(F.linear(x, self.lora_A.weight), self.lora_B.weight) * self.scaling
+            return (y + (gain - 1) * F.linear(x, weight) + gain * change).to(y.dtype)
+        bias = self.base.read_bias()
+        if bias is None:
+            return (gain * super().forward(x, y)).to(y.dtype)
+        return (gain * super().forward(x, y - bias) + bias).to(y.dtype)
+
+
+class DoRAEmbedding(LoRAEmbedding):
+    """The factors beside one embedding, and the magnitude of each of its outputs."""
+
+    def __init__(self, site: hub.Site, config: LoRAConfig) -> None:
+        super().__init__(site, config)
+        self.lora_magnitude_vector = nn.Parameter(torch.ones(site.out_features))
+
+    def forward(self, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        """x: (...) token ids, y: (..., width) -> (..., width)."""
+        return (find_gain(self) * super().forward(x, y)).to(y.dtype)
+
+
+Layer = LoRALayer | LoRAEmbedding
+WithMagnitude = DoRALayer | DoRAEmbedding
+
+
+def find_gain(layer: WithMagnitude) -> torch.Tensor:
+    """m / ||W + s B A||, (out_features,): what was kept when a layer that only serves was attached,
+    else what it is now."""
+    kept = layer._buffers.get("gain")
+    return measure_gain(layer, read_rows(layer)) if kept is None else kept
+
+
+def measure_gain(layer: WithMagnitude, weight: torch.Tensor) -> torch.Tensor:
+    """The same over a weight of (out_features, in_features). The gradient is m's alone."""
+    with torch.no_grad():
+        norm = (weight.float() + layer.multiply()).norm(dim=1)
+    gain: torch.Tensor = layer.lora_magnitude_vector / norm
+    return gain
+
+
+def read_rows(layer: WithMagnitude) -> torch.Tensor:
+    """The base's weight, (out_features, in_features), of an embedding too."""
+    assert layer.base is not None
+    weight = layer.base.read_weight()
+    return weight.T if isinstance(layer, LoRAEmbedding) else weight
+
 
 class LoRA(hub.Method[LoRAConfig]):
     """The method as the hub knows it."""
@@ -130,19 +245,52 @@ class LoRA(hub.Method[LoRAConfig]):
     peft_type = "LORA"
 
     def choose_sites(self, sites: Sequence[hub.Site], config: LoRAConfig) -> Sequence[hub.Site]:
-        """The projections that `targets` names and nothing excludes."""
-        return hub.choose_targets(
-            "lora",
-            sites,
-            config.targets,
-            exclude=config.exclude,
-            layers=config.layers,
-            layers_pattern=config.layers_pattern,
-        )
+        """The projections that `targets` names and nothing excludes; experts by `parameters`, where
+        it is given."""
+        named = config.parameters
+        chosen: list[hub.Site] = []
+        if config.targets or not named:
+            chosen += hub.choose_targets(
+                "lora",
+                sites if named is None else [site for site in sites if site.expert is None],
+                config.targets,
+                exclude=config.exclude,
+                layers=config.layers,
+                layers_pattern=config.layers_pattern,
+            )
+        if named:
+            experts = [site for site in sites if site.expert is not None]
+            chosen += hub.choose_targets("lora", experts, named)
+        return chosen
 
     def build(self, site: hub.Site, config: LoRAConfig) -> nn.Module:
-        """The layer for one projection, A random and B zero."""
-        return LoRALayer(site, config)
+        """The layer for one projection: a new one changes nothing."""
+        if site.role == "embedding":
+            return (DoRAEmbedding if config.dora else LoRAEmbedding)(site, config)
+        return (DoRALayer if config.dora else LoRALayer)(site, config)
+
+    def start(self, module: nn.Module, site: hub.Site, config: LoRAConfig, base: hub.Base) -> None:
+        """DoRA's m is ||W|| at first."""
+        if isinstance(module, WithMagnitude):
+            module.base = base
+            module.lora_magnitude_vector.copy_(read_rows(module).float().norm(dim=1))
+
+    def bind(self, module: nn.Module, site: hub.Site, base: hub.Base) -> None:
+        """Give a layer the base where it computes with it.
+
+        Raises ConfigError where the adapter's file holds other weights of the base than it has.
+        """
+        assert isinstance(module, Layer)
+        if module.base_digest not in (None, digest(base.read_weight())):
+            raise hub.ConfigError(
+                f"lora: the adapter's file holds weights of {site.path} that are not this base's: "
+                "its vocabulary was resized or trained; attach it to the base that it was saved "
+                "with"
+            )
+        if isinstance(module, LoRAEmbedding | DoRALayer):
+            module.base = base
+        if isinstance(module, WithMagnitude) and not module.lora_magnitude_vector.requires_grad:
+            module.register_buffer("gain", find_gain(module), persistent=False)
 
     def settle_config(self, config: LoRAConfig, sites: Sequence[hub.Site]) -> LoRAConfig:
         """Name the modules by their whole paths, which mean the same to us, peft and a server.
@@ -155,21 +303,42 @@ class LoRA(hub.Method[LoRAConfig]):
                     f"lora: the pattern {key!r} matches none of the {len(sites)} modules chosen, "
                     f"such as {sites[0].path}"
                 )
+        layers = [site for site in sites if site.expert is None and site.role != "embedding"]
         return replace(
             config,
             alpha=config.r if config.alpha is None else config.alpha,
-            targets=tuple(site.path for site in sites),
+            targets=tuple(site.path for site in sites if site.expert is None),
+            parameters=tuple(dict.fromkeys(find_place(s) for s in sites if s.expert is not None)),
             exclude=(),
             layers=None,
             layers_pattern=(),
-            fan_in_fan_out=all(site.transposed for site in sites),
+            fan_in_fan_out=bool(layers) and all(site.transposed for site in layers),
         )
 
     def weight_delta(self, module: nn.Module, weight: torch.Tensor) -> torch.Tensor:
-        """s B A, (out_features, in_features)."""
-        assert isinstance(module, LoRALayer)
-        A, B = module.lora_A.weight.float(), module.lora_B.weight.float()
-        return module.scaling * (B @ A)
+        """s B A, (out_features, in_features); with magnitudes what they make of W too."""
+        assert isinstance(module, Layer)
+        change = module.multiply()
+        if not isinstance(module, WithMagnitude):
+            return change
+        rows = weight if module.base is None else read_rows(module)
+        gain = measure_gain(module, rows.to(change.device))[:, None]
+        return (gain - 1) * weight.to(change.device) + gain * change
+
+    def bias_delta(self, module: nn.Module, bias: torch.Tensor) -> torch.Tensor | None:
+        """Magnitudes act on all but the base's own bias, so on what others added to it."""
+        if not isinstance(module, DoRALayer) or module.base is None:
+            return None
+        own = module.base.read_bias()
+        if own is None or torch.equal(own.float(), bias):
+            return None
+        return (measure_gain(module, read_rows(module)) - 1) * (bias - own)
+
+    def write_tensors(
+        self, config: LoRAConfig, tensors: Mapping[str, torch.Tensor]
+    ) -> Mapping[str, torch.Tensor]:
+        """peft keeps the factors of a parameter's experts in one tensor each."""
+        return stack_experts(config, tensors)
 
     def write_config(self, config: LoRAConfig) -> dict[str, Any]:
         """The fields of peft's LoraConfig."""
@@ -179,15 +348,18 @@ class LoRA(hub.Method[LoRAConfig]):
             "lora_alpha": config.r if config.alpha is None else config.alpha,
             "lora_dropout": config.dropout,
             "target_modules": "all-linear" if as_list == "all" else as_list,
+            "target_parameters": listed(config.parameters),
             "exclude_modules": listed(config.exclude),
             "layers_to_transform": listed(config.layers),
             "layers_pattern": listed(config.layers_pattern),
             "use_rslora": config.rslora,
+            "use_dora": config.dora,
             "rank_pattern": dict(config.rank_pattern),
             "alpha_pattern": dict(config.alpha_pattern),
             "fan_in_fan_out": config.fan_in_fan_out,
             "bias": "none",
             "init_lora_weights": True,
+            **({"base_digests": dict(config.base_digests)} if config.base_digests else {}),
         }
 
     def read_config(self, fields: Mapping[str, Any]) -> LoRAConfig:
@@ -201,6 +373,10 @@ class LoRA(hub.Method[LoRAConfig]):
         options.setdefault("alpha", PEFT_ALPHA)
         if options.get("targets") == "all-linear":
             options["targets"] = "all"
+        # peft's names of modules mean no experts, even where these are named so.
+        options.setdefault("parameters", ())
+        if options["parameters"]:
+            options.setdefault("targets", ())
         for name in ("targets", "exclude", "layers", "layers_pattern"):
             value = options.get(name)
             if isinstance(value, int) or (name == "layers_pattern" and isinstance(value, str)):
@@ -216,6 +392,7 @@ class LoRA(hub.Method[LoRAConfig]):
         return self.make_config(**options)
 
 
+BROUGHT = ".base_layer.weight"  # peft saves the base's embeddings beside an adapter of them
 PEFT_ALPHA = 8  # what peft takes where a file does not say it
 PEFT_NAMES = {
     "r": "r",
@@ -226,10 +403,89 @@ PEFT_NAMES = {
     "layers": "layers_to_transform",
     "layers_pattern": "layers_pattern",
     "rslora": "use_rslora",
+    "dora": "use_dora",
     "rank_pattern": "rank_pattern",
     "alpha_pattern": "alpha_pattern",
     "fan_in_fan_out": "fan_in_fan_out",
+    "parameters": "target_parameters",
+    "base_digests": "base_digests",
 }
+
+
+def find_place(site: hub.Site) -> str:
+    """The path that ranks go by: experts of one parameter have one."""
+    return site.path if site.expert is None else site.path.rpartition(".")[0]
+
+
+def stack_experts(
+    config: LoRAConfig, tensors: Mapping[str, torch.Tensor]
+) -> dict[str, torch.Tensor]:
+    """The tensors by peft's names: the experts of a parameter in one, A by expert and then rank,
+    B by rank and then expert; the parameters of one module nested, the last outermost."""
+    kept = dict(tensors)
+    for place in config.parameters or ():
+        module, _, name = place.rpartition(".")
+        names = order_parameters(
+            path for path in config.parameters or () if path.rpartition(".")[0] == module
+        )
+        start = module + ".base_layer" * (len(names) - 1 - names.index(name))
+        for factor in ("lora_A.weight", "lora_B.weight"):
+            found: list[torch.Tensor] = []
+            while f"{place}.{len(found)}.{factor}" in kept:
+                found.append(kept.pop(f"{place}.{len(found)}.{factor}"))
+            if found:
+                joined = torch.cat(found) if "A" in factor else torch.stack(found, -1).flatten(1)
+                kept[f"{start}.{factor}"] = joined
+    return kept
+
+
+def unstack_experts(
+    config: LoRAConfig, tensors: Mapping[str, torch.Tensor]
+) -> dict[str, torch.Tensor]:
+    """The way back. Raises ConfigError on a tensor that no parameter explains."""
+    kept: dict[str, torch.Tensor] = {}
+    for key, tensor in tensors.items():
+        place = re.fullmatch(r"(.*?)((?:\.base_layer)*)\.lora_([AB])\.weight", key)
+        names = order_parameters(
+            path
+            for path in config.parameters or ()
+            if place and ends_with(place[1], path.rpartition(".")[0])
+        )
+        if place is None or not names:
+            kept[key] = tensor
+            continue
+        depth = place[2].count(".base_layer")
+        if depth >= len(names):
+            raise hub.ConfigError(
+                f"lora: {key!r} belongs to a parameter that target_parameters does not name; it "
+                f"names {', '.join(config.parameters or ())}"
+            )
+        path = f"{place[1]}.{names[len(names) - 1 - depth]}"
+        r = config.rank(path)
+        if place[3] == "A":
+            parts = tensor.view(-1, r, tensor.shape[1]).unbind(0)
+        else:
+            parts = tensor.view(len(tensor), r, -1).unbind(-1)
+        for expert, part in enumerate(parts):
+            kept[f"{path}.{expert}.lora_{place[3]}.weight"] = part.contiguous()
+    return kept
+
+
+def order_parameters(paths: Iterable[str]) -> list[str]:
+    """The names of one module's parameters in the order in which it has them."""
+    names = {path.rpartition(".")[2] for path in paths}
+    return sorted(names, key=lambda name: (name == "down_proj", name))
+
+
+def ends_with(path: str, name: str) -> bool:
+    """Whether a path is `name` or ends with it."""
+    return path == name or path.endswith(f".{name}")
+
+
+def digest(weight: torch.Tensor) -> str:
+    """sha256 of a weight and its shape; the same for the same weight in another precision."""
+    values = weight.detach().to("cpu", torch.bfloat16).contiguous().view(torch.int16)
+    return hashlib.sha256(str(tuple(weight.shape)).encode() + values.numpy().tobytes()).hexdigest()
 
 
 def compile_pattern(text: str) -> re.Pattern[str]:
@@ -250,6 +506,21 @@ def listed(value: str | tuple[Any, ...] | None) -> str | list[Any] | None:
     if not value:
         return None
     return value if isinstance(value, str) else list(value)
+
+
+@hub.hookimpl
+def hub_load(
+    config: Mapping[str, Any], tensors: Mapping[str, torch.Tensor]
+) -> tuple[Mapping[str, Any], Mapping[str, torch.Tensor]] | None:
+    """Take stacked experts apart, and the base's own weights out, by their digests."""
+    if config.get("target_parameters"):
+        tensors = unstack_experts(LoRA().read_config(config), tensors)
+    brought = {key: tensor for key, tensor in tensors.items() if key.endswith(BROUGHT)}
+    if brought:
+        digests = {key.removesuffix(BROUGHT): digest(tensor) for key, tensor in brought.items()}
+        config = {**config, "base_digests": {**(config.get("base_digests") or {}), **digests}}
+        tensors = {key: tensor for key, tensor in tensors.items() if key not in brought}
+    return config, tensors
 
 
 @hub.hookimpl

@@ -171,7 +171,6 @@ def test_wrong_options_are_named(options: dict[str, Any], text: str) -> None:
 @pytest.mark.parametrize(
     "field",
     [
-        {"use_dora": True},
         {"bias": "all"},
         {"lora_bias": True},
         {"init_lora_weights": "pissa"},

@@ -1,0 +1,131 @@
+"""How adapters act on stacked experts, where no module of one expert runs and so no hook fires.
+
+A module of experts asks transformers' `ExpertsInterface` for the function that computes them. From
+the first adapter that acts there, that function is preceded by a look whether the module carries an
+`ExpertsHook`. One that carries none, of this model or another, gets just the function that it asked
+for.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import cache, partial, wraps
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+from torch.utils.hooks import RemovableHandle
+
+from hub.attachment.effects import Switch, changes_input, changes_output
+from hub.sites import Site
+
+Effects = Mapping[tuple[str, int], Sequence[nn.Module]]
+
+
+class ExpertsHook:
+    """Sits among a module's forward hooks, where it does nothing but be found.
+
+    So it is copied with the module, and goes when its handle is removed.
+
+    effects: the modules that act at an expert, in order, by its parameter and its place there.
+    """
+
+    def __init__(self, effects: Effects, switch: Switch) -> None:
+        self.effects = effects
+        self.switch = switch
+
+    def __call__(self, *_: Any) -> None:
+        """Nothing: the experts' function asks for `effects`."""
+
+
+def hang_experts(
+    model: nn.Module, effects: Iterable[tuple[Site, Sequence[nn.Module]]], switch: Switch
+) -> Iterator[RemovableHandle]:
+    """Let modules act at the stacked experts among their sites."""
+    held: dict[str, dict[tuple[str, int], Sequence[nn.Module]]] = {}
+    for site, modules in effects:
+        if site.part is not None:
+            held.setdefault(site.owner, {})[site.part] = modules
+    for path, at in held.items():
+        dispatch_experts()
+        yield model.get_submodule(path).register_forward_hook(ExpertsHook(at, switch))
+
+
+@cache
+def dispatch_experts() -> None:
+    """Let the functions be preceded by that look from now on."""
+    from transformers.integrations.moe import ExpertsInterface
+
+    find: Callable[..., Callable[..., Any]] = ExpertsInterface.get_interface
+
+    @wraps(find)
+    def get_interface(table: Any, name: str, default: Callable[..., Any]) -> Callable[..., Any]:
+        return partial(call_experts, find(table, name, default))
+
+    ExpertsInterface.get_interface = get_interface  # type: ignore[method-assign, assignment]
+
+
+def call_experts(
+    function: Callable[..., Any], module: nn.Module, *given: Any, **more: Any
+) -> torch.Tensor:
+    """Call a function of experts, or ours where adapters act on them."""
+    hook = next((h for h in module._forward_hooks.values() if isinstance(h, ExpertsHook)), None)
+    if hook is None or not hook.switch.on:
+        result: torch.Tensor = function(module, *given, **more)
+        return result
+    return run_experts(hook.effects, module, *given, **more)
+
+
+def run_experts(
+    effects: Effects,
+    module: Any,
+    hidden_states: torch.Tensor,
+    top_k_index: torch.Tensor,
+    top_k_weights: torch.Tensor,
+) -> torch.Tensor:
+    """What the experts give for each token, with the effects in it: (tokens, d_model).
+
+    The names are transformers': hidden_states (tokens, d_model), top_k_index (tokens, k) the
+    experts of each token, top_k_weights (tokens, k) the share of each. An index beyond the last
+    expert means one that another device computes, and gives zero.
+    """
+    tokens, k = top_k_index.shape
+    chosen = top_k_index.reshape(-1)
+    order = chosen.argsort(stable=True)
+    rows = hidden_states[order // k]
+    count = module.num_experts
+    sizes: list[int] = torch.bincount(chosen.clamp(max=count), minlength=count + 1).tolist()
+    parts = [
+        run_expert(effects, module, expert, part) if expert < count else torch.zeros_like(part)
+        for expert, part in enumerate(torch.split(rows, sizes))
+        if sizes[expert]
+    ]
+    out = torch.cat(parts) * top_k_weights.reshape(-1)[order].unsqueeze(-1)
+    return out[order.argsort()].view(tokens, k, -1).sum(1).to(hidden_states.dtype)
+
+
+def run_expert(effects: Effects, module: Any, expert: int, x: torch.Tensor) -> torch.Tensor:
+    """One expert on its rows, (rows, d_model)."""
+    name = "gate_up_proj" if module.has_gate else "up_proj"
+    h = project_rows(effects, module, name, expert, x)
+    h = module._apply_gate(h) if module.has_gate else module.act_fn(h)
+    y = project_rows(effects, module, "down_proj", expert, h)
+    return module.post_expert_norm(y) if module.has_post_expert_norm else y
+
+
+def project_rows(
+    effects: Effects, module: Any, name: str, expert: int, x: torch.Tensor
+) -> torch.Tensor:
+    """One projection of one expert, (rows, out_features)."""
+    acting = effects.get((name, expert), ())
+    for effect in acting:
+        if changes_input(effect):
+            x = effect.before(x)  # type: ignore[operator]
+    weight = getattr(module, name)[expert]
+    bias = getattr(module, f"{name}_bias")[expert] if module.has_bias else None
+    y = F.linear(x, weight.T if module.is_transposed else weight, bias)
+    for effect in acting:
+        if changes_output(effect):
+            y = effect.forward(x, y)
+    return y
