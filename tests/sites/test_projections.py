@@ -9,7 +9,7 @@ import pytest
 from torch import nn
 
 import hub.sites
-from hub.sites import find_sites
+from hub.sites import Site, find_sites
 
 # Of one layer, by its path: the role of every projection in it.
 ROLES: dict[str, dict[str, dict[str, str]]] = {
@@ -64,13 +64,15 @@ ROLES: dict[str, dict[str, dict[str, str]]] = {
             "layer.2.DenseReluDense.wo": "out",
         }
     },
-    # the experts of the first are one parameter for all, so there is no module to act on
+    # all experts are in one parameter, which is named here without their number
     "mixtral": {
         "model.layers.1": {
             "self_attn.q_proj": "query",
             "self_attn.k_proj": "key",
             "self_attn.v_proj": "value",
             "self_attn.o_proj": "output",
+            "mlp.experts.gate_up_proj": "in",
+            "mlp.experts.down_proj": "out",
         }
     },
     "qwen2_moe": {
@@ -79,6 +81,8 @@ ROLES: dict[str, dict[str, dict[str, str]]] = {
             "self_attn.k_proj": "key",
             "self_attn.v_proj": "value",
             "self_attn.o_proj": "output",
+            "mlp.experts.gate_up_proj": "in",
+            "mlp.experts.down_proj": "out",
             "mlp.shared_expert.gate_proj": "gate",
             "mlp.shared_expert.up_proj": "in",
             "mlp.shared_expert.down_proj": "out",
@@ -114,11 +118,65 @@ def test_roles_are_those_of_the_modeling_file(kind: str, build: Callable[..., An
     sites = find_sites(build(kind))
     for layer, roles in ROLES[kind].items():
         found = {
-            site.path.removeprefix(f"{layer}."): site.role
+            name_place(site).removeprefix(f"{layer}."): site.role
             for site in sites
             if site.kind == "projection" and site.path.startswith(f"{layer}.")
         }
         assert found == roles
+
+
+def name_place(site: Site) -> str:
+    return site.path if site.expert is None else site.path.rpartition(".")[0]
+
+
+# Of each type: the embeddings that give the rows that their input names, and those that don't.
+EMBEDDINGS = {
+    "llama": ({"model.embed_tokens": (99, 32)}, set()),
+    "gpt2": ({"transformer.wte": (99, 32), "transformer.wpe": (64, 32)}, set()),
+    "bert": (
+        {
+            "bert.embeddings.word_embeddings": (99, 32),
+            "bert.embeddings.token_type_embeddings": (2, 32),
+            "bert.embeddings.position_embeddings": (64, 32),
+        },
+        set(),
+    ),
+    # scaled
+    "gemma2": ({"model.embed_tokens": (99, 32)}, set()),
+    # these count positions by themselves
+    "bart": (
+        {"model.encoder.embed_tokens": (99, 32), "model.decoder.embed_tokens": (99, 32)},
+        {"model.encoder.embed_positions", "model.decoder.embed_positions"},
+    ),
+    "opt": (
+        {"model.decoder.embed_tokens": (99, 32)},
+        {"model.decoder.embed_positions"},
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", EMBEDDINGS)
+def test_embeddings_that_look_up_their_input_are_projections(
+    kind: str, build: Callable[..., Any]
+) -> None:
+    model = build(kind)
+    sites = [s for s in find_sites(model) if s.kind == "projection" and s.role == "embedding"]
+    taken, left = EMBEDDINGS[kind]
+    assert {site.path: (site.in_features, site.out_features) for site in sites} == taken
+    assert all(site.transposed and site.block is None and not site.bias for site in sites)
+    assert all(isinstance(model.get_submodule(path), nn.Embedding) for path in left)
+
+
+def test_stacked_experts_are_sites_by_their_parameter_and_number(
+    build: Callable[..., Any],
+) -> None:
+    model = build("mixtral")
+    sites = [site for site in find_sites(model) if site.expert is not None]
+    assert len(sites) == 2 * 2 * 4
+    one = next(s for s in sites if s.path == "model.layers.1.mlp.experts.gate_up_proj.3")
+    assert (one.owner, one.part) == ("model.layers.1.mlp.experts", ("gate_up_proj", 3))
+    assert (one.in_features, one.out_features, one.block) == (32, 96, 1)
+    assert not one.transposed
 
 
 @pytest.mark.parametrize("attention", ["eager", "sdpa"])
