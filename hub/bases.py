@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from hub.errors import AttachError, ConfigError
+from hub.quantization import dequantize_weight, is_quantized
 
 
 class Base:
@@ -84,6 +85,11 @@ def read_weight(model: nn.Module, path: str) -> torch.Tensor:
     weight: Any = getattr(module, "weight", None)
     if not isinstance(weight, torch.Tensor):
         raise AttachError(f"{path} is a {type(module).__name__}, which has no weight to read")
+    if is_quantized(module):
+        return dequantize_weight(module)
     if not weight.is_floating_point():
-        raise AttachError(f"{path}: its weight is quantized and can't be read")
+        raise AttachError(
+            f"{path}: its weight is quantized in a way that can't be read; load the base "
+            "unquantized, or with bitsandbytes or torchao"
+        )
     return weight.detach().T if type(module).__name__ == "Conv1D" else weight.detach()

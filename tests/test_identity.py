@@ -4,10 +4,16 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
 import torch
+from torch import nn
+from transformers.pytorch_utils import Conv1D
 
+import hub
+from hub.errors import BaseMismatch
 from hub.identity import identify_base
 from hub_registry.identity import BaseIdentity, compare
+from tests.quantized import FORMATS, load_base, save_base
 from tests.tiny import build_tiny
 
 
@@ -61,3 +67,61 @@ def test_another_size_of_vocabulary_is_another_base() -> None:
     comparison = compare(before, identify_base(model))
     assert comparison.verdict == "different"
     assert "embed_tokens.weight has shape [103, 32], not [99, 32]" in comparison.reasons[0]
+
+
+@pytest.mark.parametrize("kind", ["llama", "gpt2"])
+@pytest.mark.parametrize("form", FORMATS)
+def test_quantized_base_is_told_from_its_own_fine_tune(
+    tmp_path: Path, kind: str, form: str
+) -> None:
+    plain = save_base(tmp_path / "base", kind)
+    tuned = type(plain)(plain.config)
+    tuned.load_state_dict(plain.state_dict())
+    for path, module in tuned.named_modules():
+        if isinstance(module, nn.Linear | Conv1D) and path != "lm_head":
+            weight = module.weight.data
+            weight += torch.randn_like(weight) * weight.std() * 0.05
+    tuned.save_pretrained(tmp_path / "tuned")
+    whole, other = identify_base(plain), identify_base(tuned)
+    held = {
+        name: identify_base(load_base(tmp_path / name, form, kind)) for name in ("base", "tuned")
+    }
+    assert compare(whole, held["base"]).verdict == "precision"
+    assert compare(held["base"], whole).verdict == "precision"
+    again = identify_base(load_base(tmp_path / "base", form, kind))
+    assert compare(held["base"], again).verdict == "same"
+    if kind == "gpt2" and form.startswith("torchao"):
+        return  # which leaves GPT-2's layers as they are
+    assert compare(whole, held["tuned"]).verdict == "different"
+    assert compare(other, held["base"]).verdict == "different"
+    assert compare(held["base"], held["tuned"]).verdict == "different"
+    assert BaseIdentity.from_json(held["base"].to_json()) == held["base"]
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("form", FORMATS)
+def test_base_cast_before_it_was_quantized_is_the_same(
+    tmp_path: Path, form: str, dtype: torch.dtype
+) -> None:
+    plain = save_base(tmp_path)
+    cast = identify_base(load_base(tmp_path, form, dtype=dtype))
+    assert compare(identify_base(plain), cast).verdict == "precision"
+    assert compare(identify_base(load_base(tmp_path, form)), cast).verdict == "precision"
+
+
+def test_running_a_quantized_base_does_not_make_it_another(tmp_path: Path) -> None:
+    save_base(tmp_path)
+    model = load_base(tmp_path, "nf4").eval()
+    before = identify_base(model)
+    with torch.no_grad():
+        model(torch.tensor([[5, 6, 7]]))
+    assert compare(before, identify_base(model)).verdict == "same"
+
+
+def test_adapter_goes_from_a_base_to_the_same_one_quantized_with_a_note(tmp_path: Path) -> None:
+    adapter = hub.Adapter.create("lora", save_base(tmp_path / "base"))
+    save_base(tmp_path / "other", seed=1)
+    with hub.attach(load_base(tmp_path / "base", "nf4"), adapter) as attachment:
+        assert "the quantization is bitsandbytes-nf4-double, not none" in attachment.notes[0]
+    with pytest.raises(BaseMismatch):
+        hub.attach(load_base(tmp_path / "other", "nf4"), adapter)

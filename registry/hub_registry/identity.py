@@ -28,6 +28,9 @@ _ROUNDOFF = {"bfloat16": 2.0**-8, "float16": 2.0**-11, "float32": 2.0**-24}
 # Half the distance between two float16 subnormals: small weights keep no relative precision there.
 _FLOAT16_SLACK = 2.0**-25
 _FLOAT32_TOLERANCE = 1e-6
+# Scales that were quantized too come out a little differently on another processor; the next level
+# of a weight is farther away.
+_QUANTIZED_TOLERANCE = 2.0**-7
 # These may be there or not: the same base is loaded with a head or a pooler, or without.
 _HEADS = ("lm_head", "head", "pooler")
 _NAMED = 3
@@ -39,39 +42,59 @@ class TensorSample:
 
     `values` are rounded to float32 here, so that an identity equals its JSON round trip.
     `precision` is how this tensor is held: a model may keep some of them in a finer one.
+    `errors` are there for a quantized tensor: how far each value may be from what it was before.
     """
 
     shape: tuple[int, ...]
     values: tuple[float, ...]
     precision: str = "float32"
+    errors: tuple[float, ...] = ()
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "shape", tuple(int(size) for size in self.shape))
-        object.__setattr__(
-            self, "values", tuple(ctypes.c_float(value).value for value in self.values)
-        )
+        for name in ("values", "errors"):
+            rounded = tuple(ctypes.c_float(value).value for value in getattr(self, name))
+            object.__setattr__(self, name, rounded)
+        if self.errors and len(self.errors) != len(self.values):
+            raise BadIdentity(
+                f"a tensor sample of a base identity has {len(self.values)} values and "
+                f"{len(self.errors)} errors; each value has one, or none has"
+            )
 
     def to_json(self) -> dict[str, Any]:
-        """`{"shape": [...], "precision": ..., "values": base64 of little-endian float32}`."""
-        raw = struct.pack(f"<{len(self.values)}f", *self.values)
-        return {
+        """`{"shape": [...], "precision": ..., "values": base64 of little-endian float32}`, and
+        "errors", written likewise, of a quantized tensor."""
+        told = {
             "shape": list(self.shape),
             "precision": self.precision,
-            "values": base64.b64encode(raw).decode("ascii"),
+            "values": _encode_floats(self.values),
         }
+        return {**told, "errors": _encode_floats(self.errors)} if self.errors else told
 
     @classmethod
     def from_json(cls, value: Any) -> TensorSample:
         """The inverse of `to_json`. Raises BadIdentity."""
         try:
-            raw = base64.b64decode(value["values"], validate=True)
             shape = tuple(int(size) for size in value["shape"])
-            return cls(shape, struct.unpack(f"<{len(raw) // 4}f", raw), str(value["precision"]))
+            values, errors = (
+                _decode_floats(value["values"]),
+                _decode_floats(value.get("errors", "")),
+            )
+            return cls(shape, values, str(value["precision"]), errors)
         except (KeyError, TypeError, ValueError, binascii.Error, struct.error) as error:
             raise BadIdentity(
                 f"a tensor sample of a base identity is not readable ({error}); "
                 "it must be {shape: [...], precision: text, values: base64 of float32}"
             ) from error
+
+
+def _encode_floats(values: Sequence[float]) -> str:
+    return base64.b64encode(struct.pack(f"<{len(values)}f", *values)).decode("ascii")
+
+
+def _decode_floats(text: str) -> tuple[float, ...]:
+    raw = base64.b64decode(text, validate=True)
+    return struct.unpack(f"<{len(raw) // 4}f", raw)
 
 
 @dataclass(frozen=True)
@@ -166,7 +189,8 @@ def compare(expected: BaseIdentity, found: BaseIdentity) -> Comparison:
     The sampled tensors are compared; where a side has none, the digests of the weight files. The
     precision of a tensor is the coarsest of bfloat16, float16 and float32 that holds exactly the
     values of all tensors kept like it on its side: two of equal precision must be equal, two of
-    different precision within rounding of each other.
+    different precision within rounding of each other. A quantized value must be as near to the one
+    on the other side as its error says, and equal where that is quantized alike.
     A tokenizer that differs is said in the reasons and leaves the verdict as it is.
     """
     notes = _note_tokenizer(expected, found)
@@ -221,7 +245,7 @@ def _find_common_tensors(expected: BaseIdentity, found: BaseIdentity) -> list[st
 def _compare_names(expected: BaseIdentity, found: BaseIdentity) -> list[str]:
     missing = [name for name in expected.sample if name not in found.sample]
     extra = [name for name in found.sample if name not in expected.sample]
-    # A quantized tensor can't be sampled, so the other side has it alone.
+    # Some quantized tensors can't be sampled, and then the other side has them alone.
     if expected.quantization != found.quantization:
         missing = [] if found.quantization else missing
         extra = [] if expected.quantization else extra
@@ -255,20 +279,27 @@ def _compare_values(
     ours, theirs = _find_precisions(expected, names), _find_precisions(found, names)
     worst, worst_excess, count, rounded = "", 0.0, 0, False
     converted = expected.precision != found.precision
+    alike = not converted and expected.quantization == found.quantization
     for name in names:
         left, right = expected.sample[name].values, found.sample[name].values
         if left == right:
             continue
-        if ours[name] != theirs[name]:
+        absolute = [0.0] * len(left)
+        if expected.sample[name].errors or found.sample[name].errors:
+            relative = _QUANTIZED_TOLERANCE
+            if not alike:
+                relative = _add_roundoffs(expected, found) if converted else 0.0
+                absolute = _add_errors(expected.sample[name], found.sample[name])
+        elif ours[name] != theirs[name]:
             relative = _ROUNDOFF[ours[name]] + _ROUNDOFF[theirs[name]]
-            absolute = _FLOAT16_SLACK
+            absolute = [_FLOAT16_SLACK] * len(left)
             rounded = True
         else:
             relative = _FLOAT32_TOLERANCE if ours[name] == "float32" else 0.0
-            absolute = _FLOAT16_SLACK if converted else 0.0
+            absolute = [_FLOAT16_SLACK if converted else 0.0] * len(left)
         excess, values = max(
-            (_measure_excess(a, b, relative, absolute), (a, b))
-            for a, b in zip(left, right, strict=True)
+            (_measure_excess(a, b, relative, slack), (a, b))
+            for a, b, slack in zip(left, right, absolute, strict=True)
         )
         if excess > 0.0:
             count += 1
@@ -289,6 +320,18 @@ def _measure_excess(a: float, b: float, relative: float, absolute: float) -> flo
         return math.inf
     allowed = relative * max(abs(a), abs(b)) + absolute
     return 0.0 if distance <= allowed else distance - allowed
+
+
+def _add_errors(left: TensorSample, right: TensorSample) -> list[float]:
+    """How far two samples of one tensor may be apart, of which one or both are quantized."""
+    none = (0.0,) * len(left.values)
+    pairs = zip(left.errors or none, right.errors or none, strict=True)
+    return [ours + theirs for ours, theirs in pairs]
+
+
+def _add_roundoffs(left: BaseIdentity, right: BaseIdentity) -> float:
+    """The largest relative distance of one number, rounded to the precision of each side."""
+    return sum(_ROUNDOFF.get(side.precision, 0.0) for side in (left, right))
 
 
 def _find_precisions(side: BaseIdentity, names: list[str]) -> dict[str, str]:

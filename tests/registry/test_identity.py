@@ -241,6 +241,30 @@ def test_a_quantized_base_is_compared_by_what_was_left_alone() -> None:
     assert compare(whole, other).verdict == "different"
 
 
+def test_a_quantized_value_is_within_its_error_of_the_same_weight() -> None:
+    errors = (0.5,) * len(VALUES)
+    near = tuple(value + 0.4 for value in VALUES)
+    whole, quantized, other = (
+        make_base((), sample={"w": TensorSample((4, 8), values, "float32", slack)}, **changes)
+        for values, slack, changes in (
+            (VALUES, (), {}),
+            (near, errors, {"quantization": "bnb-nf4"}),
+            (tuple(value + 0.6 for value in VALUES), errors, {"quantization": "bnb-nf4"}),
+        )
+    )
+    assert compare(whole, quantized).verdict == compare(quantized, whole).verdict == "precision"
+    assert compare(whole, other).verdict == compare(other, whole).verdict == "different"
+    # Quantized alike, the same weights come out the same.
+    assert compare(quantized, other).verdict == "different"
+    assert compare(quantized, replace(other, quantization="bnb-int8")).verdict == "precision"
+    assert BaseIdentity.from_json(json.loads(json.dumps(quantized.to_json()))) == quantized
+
+
+def test_errors_without_their_values_are_refused() -> None:
+    with pytest.raises(BadIdentity, match="2 values and 1 errors"):
+        TensorSample((2,), (1.0, 2.0), "float32", (0.1,))
+
+
 def test_another_tokenizer_is_said_and_changes_no_verdict() -> None:
     left, right = make_base(VALUES, tokenizer="a" * 64), make_base(VALUES, tokenizer="b" * 64)
     comparison = compare(left, right)
