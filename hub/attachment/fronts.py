@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import inspect
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -49,33 +49,35 @@ class Frame:
 
 
 class Front:
-    """What is put in front of the tokens of one module.
+    """What is put in front of the tokens of one module, the host.
 
+    word: the token id of a placeholder.
     blank: placeholders whose vectors don't matter, since their keys and values are replaced.
     prompts: modules whose `extend` gives virtual tokens, (n, d_model), one after the other.
     moved: positions that attention alone is given, by which the tokens' positions move on.
-    word: the token id of a placeholder.
     cut: whether the outputs shall be those of the tokens given alone.
+    fill: puts what attention alone is given into a cache for so many rows, where it can.
     """
 
     def __init__(
         self,
         switch: Switch,
+        host: nn.Module,
         word: int,
         *,
         blank: int = 0,
         prompts: Sequence[nn.Module] = (),
         moved: int = 0,
         cut: bool = True,
-        fill: Any = None,
     ) -> None:
         self.switch = switch
+        self.parameters = list_parameters(host)
         self.word = word
         self.blank = blank
         self.prompts = tuple(prompts)
         self.moved = moved
         self.cut = cut
-        self.fill = fill
+        self.fill: Callable[[Any, int], bool] | None = None
         with torch.no_grad():
             self.count = blank + sum(count_virtual(module) for module in self.prompts)
 
@@ -92,27 +94,27 @@ class Front:
         """The forward pre-hook: put the positions in front. Raises AttachError."""
         if not self.switch.on:
             return None
-        parameters = list(inspect.signature(module.forward).parameters)
-        kwargs = {**dict(zip(parameters, args, strict=False)), **kwargs}
+        kwargs = {**dict(zip(self.parameters, args, strict=False)), **kwargs}
         ids = kwargs.get("input_ids")
         given = ids if ids is not None else kwargs.get("inputs_embeds")
         if given is None:
             return None
         rows, length = given.shape[:2]
-        cache = find_cache(kwargs)
-        known = read_mark(cache)
+        kept = find_cache(kwargs)
+        known = read_mark(kept)
         if known is None:
-            if count_cached(cache):
+            if count_cached(kept):
                 raise AttachError(
                     "this cache was filled without the adapters' virtual tokens, so they can't "
                     "come before it; start from an empty cache"
                 )
-            behind = bool(self.moved) and self._fill_cache(cache, rows)
+            behind = bool(self.moved) and self._fill_cache(kept, rows)
             cached = self.count + (self.moved if behind else 0)
             frame = Frame(self.count, rows, length, cached, behind)
         else:
             frame = Frame(0, rows, length, *known)
-        self._move_positions(kwargs, frame, parameters, cache)
+        check_room(kept, frame)
+        self._move_positions(kwargs, frame, kept)
         for name, value in kwargs.items():
             if isinstance(value, Tensor):
                 kwargs[name] = self._widen(name, value, frame)
@@ -129,8 +131,8 @@ class Front:
         frame = pop_frame(self)
         if frame is None or output is None:
             return None
-        for cache in (find_cache(kwargs), find_cache(output)):
-            write_mark(cache, (frame.cached, frame.behind))
+        for kept in (find_cache(kwargs), find_cache(output)):
+            write_mark(kept, (frame.cached, frame.behind))
         return cut_output(output, frame) if self.cut else None
 
     def embed(
@@ -152,15 +154,13 @@ class Front:
         tokens = tokens.to(vectors.device, vectors.dtype)[None].expand(len(vectors), -1, -1)
         return torch.cat([vectors[:, : self.blank], tokens, vectors[:, self.count :]], dim=1)
 
-    def _fill_cache(self, cache: Any, rows: int) -> bool:
-        return self.fill is not None and bool(self.fill(cache, rows))
+    def _fill_cache(self, kept: Any, rows: int) -> bool:
+        return self.fill is not None and bool(self.fill(kept, rows))
 
     def _make_blank(self, given: Tensor) -> Tensor:
         return given.new_zeros(given.shape[0], self.count, *given.shape[2:])
 
-    def _move_positions(
-        self, kwargs: dict[str, Any], frame: Frame, parameters: list[str], cache: Any
-    ) -> None:
+    def _move_positions(self, kwargs: dict[str, Any], frame: Frame, kept: Any) -> None:
         """Let the tokens' positions begin after those in front of them."""
         by = self.count + self.moved
         positions = kwargs.get("position_ids")
@@ -168,11 +168,11 @@ class Front:
             front = torch.arange(frame.inserted, device=positions.device) + self.moved
             front = front.expand(*positions.shape[:-1], -1)
             kwargs["position_ids"] = torch.cat([front.to(positions.dtype), positions + by], dim=-1)
-        elif self.moved and not frame.behind and "position_ids" in parameters:
+        elif self.moved and not frame.behind and "position_ids" in self.parameters:
             # What the model does not see in its cache, it can't count.
             device = next(v.device for v in kwargs.values() if isinstance(v, Tensor))
             count = frame.inserted + frame.length
-            start = count_cached(cache) + self.moved
+            start = count_cached(kept) + self.moved
             kwargs["position_ids"] = torch.arange(start, start + count, device=device)[None]
         places = kwargs.get("cache_position")
         if places is not None:
@@ -219,8 +219,9 @@ class Crossing:
     """The hooks on a whole encoder-decoder model whose encoder has a front: what the decoder sees
     of it has more positions than the encoder was given tokens."""
 
-    def __init__(self, front: Front) -> None:
+    def __init__(self, front: Front, model: nn.Module) -> None:
         self.front = front
+        self.parameters = list_parameters(model)
 
     def enter(
         self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
@@ -228,8 +229,7 @@ class Crossing:
         """The forward pre-hook: widen the mask of what is encoded."""
         if not self.front.switch.on:
             return None
-        parameters = list(inspect.signature(module.forward).parameters)
-        kwargs = {**dict(zip(parameters, args, strict=False)), **kwargs}
+        kwargs = {**dict(zip(self.parameters, args, strict=False)), **kwargs}
         mask, encoded = kwargs.get("attention_mask"), kwargs.get("encoder_outputs")
         if mask is not None:
             length = mask.shape[1] + self.front.count
@@ -258,6 +258,11 @@ class Crossing:
                 value = cut[0] if isinstance(value, Tensor) else tuple(cut)
             changed[name] = value
         return type(output)(**changed)
+
+
+def list_parameters(module: nn.Module) -> tuple[str, ...]:
+    """The names of what the forward of `module` takes, in order."""
+    return tuple(inspect.signature(module.forward).parameters)
 
 
 def choose_word(model: nn.Module) -> int:
@@ -293,29 +298,44 @@ def find_cache(values: Any) -> Any:
     return next((values[name] for name in CACHES if values.get(name) is not None), None)
 
 
-def carry_mark(cache: Any) -> Any:
+def carry_mark(kept: Any) -> Any:
     """The object of a cache that takes an attribute."""
-    while isinstance(cache, list | tuple) and cache:
-        cache = cache[0]
-    return cache
+    while isinstance(kept, list | tuple) and kept:
+        kept = kept[0]
+    return kept
 
 
-def read_mark(cache: Any) -> tuple[int, bool] | None:
+def read_mark(kept: Any) -> tuple[int, bool] | None:
     """What the forward that filled a cache wrote on it."""
-    mark: tuple[int, bool] | None = getattr(carry_mark(cache), MARK, None)
+    mark: tuple[int, bool] | None = getattr(carry_mark(kept), MARK, None)
     return mark
 
 
-def write_mark(cache: Any, mark: tuple[int, bool]) -> None:
+def write_mark(kept: Any, mark: tuple[int, bool]) -> None:
     """Write on a cache what a forward left in it."""
-    carrier = carry_mark(cache)
+    carrier = carry_mark(kept)
     if hasattr(carrier, "__dict__"):
         setattr(carrier, MARK, mark)
 
 
-def count_cached(cache: Any) -> int:
+def check_room(kept: Any, frame: Frame) -> None:
+    """Raise AttachError where a cache of a fixed size has no place for what comes in."""
+    limit = getattr(kept, "get_max_length", None)
+    try:
+        most = int(limit()) if callable(limit) else -1
+    except ValueError:  # a cache of states, without positions
+        return
+    wanted = count_cached(kept) + frame.inserted + frame.length
+    if 0 < most < wanted:
+        raise AttachError(
+            f"the cache holds {most} positions and needs {wanted}, with those that the adapters "
+            "put in front; make it larger, or let it grow (cache_implementation='dynamic')"
+        )
+
+
+def count_cached(kept: Any) -> int:
     """How many positions a cache holds; 0 where it can't say."""
-    count = getattr(cache, "get_seq_length", None)
+    count = getattr(kept, "get_seq_length", None)
     try:
         return int(count()) if callable(count) else 0
     except ValueError:  # a cache of states, without positions
@@ -337,6 +357,8 @@ def cut_value(value: Any, frame: Frame, name: str = "") -> Any:
         return type(value)(cut_value(item, frame, name) for item in value)
     if not isinstance(value, Tensor) or not value.is_floating_point():
         return value
+    if name == "cross_attentions":  # over the encoder's positions, (rows, heads, asked, encoded)
+        return value[..., frame.inserted :, :]
     total = frame.inserted + frame.length
     if value.dim() == 4 and ("attentions" in name or value.shape[-2:] == (total, total)):
         return value[..., frame.inserted :, frame.cached :]

@@ -26,9 +26,10 @@ def hang_fronts(model: nn.Module, effects: Effects, switch: Switch) -> list[Remo
     place = None
     for site, modules in inputs:
         if stacks.encoder:
-            encoder = Front(switch, choose_word(model), prompts=modules, cut=False)
-            handles += hang_front(encoder, model, stacks.encoder, site.path)
-            crossing = Crossing(encoder)
+            host = model.get_submodule(stacks.encoder)
+            encoder = Front(switch, host, choose_word(model), prompts=modules, cut=False)
+            handles += hang_front(encoder, host, model, site.path)
+            crossing = Crossing(encoder, model)
             handles.append(model.register_forward_pre_hook(crossing.enter, with_kwargs=True))
             handles.append(model.register_forward_hook(crossing.leave, with_kwargs=True))
         else:
@@ -37,19 +38,19 @@ def hang_fronts(model: nn.Module, effects: Effects, switch: Switch) -> list[Remo
     moved = count_prefix([look for look in looks if not look[0].inserted])
     front = None
     if prompts or blank or moved:
-        front = Front(switch, choose_word(model), blank=blank, prompts=prompts, moved=moved)
-        handles += hang_front(front, model, stacks.decoder, place)
+        host = model.get_submodule(stacks.decoder)
+        front = Front(switch, host, choose_word(model), blank=blank, prompts=prompts, moved=moved)
+        handles += hang_front(front, host, model, place)
     return handles + hang_looks(model, looks, front, switch)
 
 
 def hang_front(
-    front: Front, model: nn.Module, host: str, place: str | None
+    front: Front, host: nn.Module, model: nn.Module, place: str | None
 ) -> list[RemovableHandle]:
-    """The hooks of one front on the module at `host`, with the input embeddings at `place`."""
-    module = model.get_submodule(host)
+    """The hooks of one front on its host, with the input embeddings at `place` in the model."""
     handles = [
-        module.register_forward_pre_hook(front.enter, with_kwargs=True),
-        module.register_forward_hook(front.leave, with_kwargs=True, always_call=True),
+        host.register_forward_pre_hook(front.enter, with_kwargs=True),
+        host.register_forward_hook(front.leave, with_kwargs=True, always_call=True),
     ]
     if place is not None:
         embeddings = model.get_submodule(place)

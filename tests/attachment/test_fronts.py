@@ -1,0 +1,286 @@
+"""Virtual positions: in front of the tokens in every call, and off every output again."""
+
+from __future__ import annotations
+
+import copy
+from itertools import pairwise
+from typing import Any
+
+import pytest
+import torch
+from transformers import DynamicCache, StaticCache
+
+import hub
+from hub.errors import AttachError
+from hub.sites import find_sites
+from tests.snapshots import run, shake_adapter, take_snapshot
+from tests.tiny import build_tiny, make_inputs
+
+FRONTS = ["prompt", "prefix"]
+# One for each way: a prefix given to attention alone, or through the model, in one stack or two.
+KINDS = ["llama", "gpt2", "bert", "opt", "bloom", "t5", "bart"]
+GENERATORS = [kind for kind in KINDS if kind != "bert"]
+GREEDY: dict[str, Any] = {"do_sample": False, "pad_token_id": 0, "eos_token_id": None}
+
+
+def make(kind: str, method: str, **changes: Any) -> tuple[Any, Any]:
+    """A tiny model and an adapter with values that matter."""
+    model = build_tiny(kind, **changes)
+    return model, shake_adapter(hub.Adapter.create(method, model, tokens=3))
+
+
+def generate(model: Any, ids: torch.Tensor, mask: torch.Tensor, **options: Any) -> torch.Tensor:
+    """The new tokens, greedy."""
+    made = model.generate(input_ids=ids, attention_mask=mask, max_new_tokens=6, **GREEDY, **options)
+    return made[:, -6:]
+
+
+@pytest.mark.parametrize("method", FRONTS)
+@pytest.mark.parametrize("kind", KINDS)
+def test_outputs_have_the_bare_models_shapes(kind: str, method: str) -> None:
+    model, adapter = make(kind, method)
+    inputs = {**make_inputs(model), "output_hidden_states": True, "output_attentions": True}
+    model.set_attn_implementation("eager")
+
+    def describe() -> dict[str, Any]:
+        with torch.no_grad():
+            output = model(**inputs)
+        flat = {}
+        for name, value in output.items():
+            if isinstance(value, torch.Tensor):
+                flat[name] = [tuple(value.shape)]
+            elif isinstance(value, tuple):
+                flat[name] = [tuple(part.shape) for part in value]
+        return flat
+
+    bare = describe()
+    before = take_snapshot(model)  # transformers leaves hooks of its own for what was asked
+    with hub.attach(model, adapter, trainable=False):
+        assert describe() == bare
+    assert take_snapshot(model) == before
+
+
+@pytest.mark.parametrize("method", FRONTS)
+@pytest.mark.parametrize("kind", GENERATORS)
+def test_generation_is_the_same_with_and_without_a_cache(kind: str, method: str) -> None:
+    model, adapter = make(kind, method)
+    inputs = make_inputs(model)
+    ids = inputs["input_ids"]
+    if "decoder_input_ids" in inputs:
+        start = model.config.decoder_start_token_id
+        inputs["decoder_input_ids"] = torch.full((2, 1), start)
+    with hub.attach(model, adapter, trainable=False):
+        first = model.generate(
+            input_ids=ids, max_new_tokens=1, output_logits=True, return_dict_in_generate=True,
+            **GREEDY,
+        ).logits[0]  # fmt: skip
+        torch.testing.assert_close(first, run(model, **inputs)[:, -1], rtol=1e-5, atol=1e-5)
+        for beams in (1, 2):
+            cached, anew = (
+                generate(model, ids, torch.ones_like(ids), use_cache=use, num_beams=beams)
+                for use in (True, False)
+            )
+            assert torch.equal(cached, anew)
+
+
+@pytest.mark.parametrize("method", FRONTS)
+@pytest.mark.parametrize("kind", GENERATORS)
+def test_left_padding_does_not_change_what_a_row_generates(kind: str, method: str) -> None:
+    model, adapter = make(kind, method)
+    ids = make_inputs(model)["input_ids"]
+    short = torch.cat([torch.zeros(1, 3, dtype=torch.long), ids[:1, :4]], dim=1)
+    both = torch.cat([short, ids[1:]])
+    with hub.attach(model, adapter, trainable=False):
+        alone = generate(model, ids[:1, :4], torch.ones(1, 4, dtype=torch.long))
+        together = generate(model, both, (both != 0).long())
+    assert torch.equal(together[:1], alone)
+
+
+@pytest.mark.parametrize("kind", ["llama", "gpt2", "opt", "bloom"])
+@pytest.mark.parametrize("method", FRONTS)
+def test_a_forward_goes_on_from_its_own_cache(kind: str, method: str) -> None:
+    model, adapter = make(kind, method)
+    ids = make_inputs(model)["input_ids"]
+    with hub.attach(model, adapter, trainable=False), torch.no_grad():
+        whole = model(input_ids=ids).logits
+        for begin in (None, DynamicCache(config=model.config)):
+            first = model(input_ids=ids[:, :4], past_key_values=begin, use_cache=True)
+            branch = copy.deepcopy(first.past_key_values)
+            for kept in (first.past_key_values, branch):
+                rest = model(input_ids=ids[:, 4:], past_key_values=kept, use_cache=True).logits
+                parts = torch.cat([first.logits, rest], dim=1)
+                torch.testing.assert_close(parts, whole, rtol=1e-5, atol=1e-5)
+
+
+def test_a_cache_filled_without_the_prompt_is_refused() -> None:
+    model, adapter = make("llama", "prompt")
+    ids = make_inputs(model)["input_ids"]
+    with torch.no_grad():
+        kept = model(input_ids=ids, use_cache=True).past_key_values
+    with (
+        hub.attach(model, adapter, trainable=False),
+        pytest.raises(AttachError, match="filled without the adapters' virtual tokens"),
+    ):
+        model(input_ids=ids[:, :1], past_key_values=kept)
+
+
+def test_a_cache_without_room_for_the_prompt_is_refused() -> None:
+    model, adapter = make("llama", "prompt")
+    ids = make_inputs(model)["input_ids"]
+    kept = StaticCache(config=model.config, max_cache_len=8)
+    with (
+        hub.attach(model, adapter, trainable=False),
+        pytest.raises(AttachError, match="holds 8 positions and needs 10"),
+    ):
+        model(input_ids=ids, past_key_values=kept)
+
+
+@pytest.mark.parametrize("method", FRONTS)
+def test_a_mask_that_is_not_of_rows_and_tokens_is_refused(method: str) -> None:
+    model, adapter = make("t5" if method == "prefix" else "llama", method)
+    inputs = make_inputs(model)
+    name = "decoder_attention_mask" if method == "prefix" else "attention_mask"
+    with (
+        hub.attach(model, adapter, trainable=False),
+        pytest.raises(AttachError, match=r"has shape \(2, 1, 7, 7\)"),
+    ):
+        model(**{**inputs, name: torch.ones(2, 1, 7, 7)})
+
+
+@pytest.mark.parametrize("method", FRONTS)
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("reentrant", [False, True])
+def test_checkpointing_gives_the_same_gradients(kind: str, method: str, reentrant: bool) -> None:
+    silent = {"dropout_rate": 0.0} if kind == "t5" else {}
+    silent = {"dropout": 0.0, "attention_dropout": 0.0} if kind in ("opt", "bart") else silent
+    if kind in ("gpt2", "bloom"):
+        silent = dict.fromkeys(("resid_pdrop", "embd_pdrop", "attn_pdrop"), 0.0)
+    if kind == "bert":
+        silent = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
+    model, adapter = make(kind, method, **silent)
+    inputs = make_inputs(model)
+    labels = inputs.get("decoder_input_ids", inputs["input_ids"])
+
+    def differentiate() -> list[torch.Tensor]:
+        model.train()
+        model(**inputs, labels=labels).loss.backward()
+        gradients = [p.grad.clone() for p in adapter.tensors.values()]
+        for parameter in adapter.tensors.values():
+            parameter.grad = None
+        return gradients
+
+    with hub.attach(model, adapter, trainable=True):
+        plain = differentiate()
+        model.activation_checkpointing_enable({"use_reentrant": reentrant})
+        model.enable_input_require_grads()
+        for one, other in zip(plain, differentiate(), strict=True):
+            assert one.abs().max() > 0
+            torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-6)
+
+
+def test_labels_positions_and_types_are_widened() -> None:
+    model, adapter = make("bert", "prompt")
+    inputs = make_inputs(model)
+    more = {
+        "token_type_ids": torch.zeros_like(inputs["input_ids"]),
+        "position_ids": torch.arange(7)[None].expand(2, -1),
+        "labels": inputs["input_ids"],
+    }
+    with hub.attach(model, adapter, trainable=False), torch.no_grad():
+        told = model(**inputs, **more)
+        plain = model(**inputs, labels=inputs["input_ids"])
+        # The loss is that of the tokens: the mean over 2 x 7 of them, from the logits given.
+        by_hand = torch.nn.functional.cross_entropy(
+            plain.logits.flatten(0, 1), inputs["input_ids"].flatten()
+        )
+    assert torch.equal(told.logits, plain.logits)
+    torch.testing.assert_close(plain.loss, by_hand)
+
+
+def test_embeddings_in_place_of_ids_give_the_same() -> None:
+    for method in FRONTS:
+        model, adapter = make("llama", method)
+        ids = make_inputs(model)["input_ids"]
+        with hub.attach(model, adapter, trainable=False), torch.no_grad():
+            by_ids = model(input_ids=ids).logits
+            by_vectors = model(inputs_embeds=model.get_input_embeddings()(ids)).logits
+        torch.testing.assert_close(by_vectors, by_ids, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("method", FRONTS)
+def test_classifier_reads_the_last_token_and_not_the_padding(method: str) -> None:
+    model = build_tiny("llama", "classification")
+    adapter = shake_adapter(hub.Adapter.create(method, model, tokens=3))
+    ids = make_inputs(model)["input_ids"]
+    padded = torch.cat([ids[:1, :4], torch.zeros(1, 3, dtype=torch.long)], dim=1)
+    with hub.attach(model, adapter, trainable=False):
+        alone = run(model, input_ids=ids[:1, :4])
+        beside = run(model, input_ids=padded, attention_mask=(padded != 0).long())
+    torch.testing.assert_close(alone, beside, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["llama", "bloom", "t5"])
+def test_prompt_prefix_and_lora_act_together(kind: str) -> None:
+    model, prompt = make(kind, "prompt")
+    prefix = shake_adapter(hub.Adapter.create("prefix", model, tokens=2), seed=4)
+    lora = shake_adapter(hub.Adapter.create("lora", model, r=2), seed=5)
+    parts = [prompt, prefix, lora]
+    outputs = [run(model)]
+    for end in range(1, 4):
+        with hub.attach(model, hub.Stack(*parts[:end]), trainable=False):
+            outputs.append(run(model))
+    for one, other in pairwise(outputs):
+        assert one.shape == other.shape
+        assert (one - other).abs().max() > 1e-4
+
+
+def test_another_models_attention_is_left_alone() -> None:
+    model, adapter = make("llama", "prefix")
+    other = build_tiny("llama")
+    bare = run(other)
+    with hub.attach(model, adapter, trainable=False):
+        assert torch.equal(run(other), bare)
+        twin = copy.deepcopy(model)
+        changed = run(model)
+    assert torch.equal(run(twin), changed)
+    assert torch.equal(run(model), bare)
+
+
+@pytest.mark.parametrize("implementation", ["eager", "sdpa"])
+def test_prefix_is_the_same_under_every_attention_function(implementation: str) -> None:
+    model, adapter = make("llama", "prefix")
+    expected = None
+    with hub.attach(model, adapter, trainable=False):
+        expected = run(model)
+        model.set_attn_implementation(implementation)
+        torch.testing.assert_close(run(model), expected, rtol=1e-5, atol=1e-5)
+
+
+def test_what_attention_is_given_alone_is_not_put_through_the_model() -> None:
+    ways = {}
+    for kind in KINDS:
+        sites = [site for site in find_sites(build_tiny(kind)) if site.kind == "attention"]
+        ways[kind] = {(site.direct, site.inserted) for site in sites}
+    assert ways["llama"] == ways["gpt2"] == ways["bert"] == {(True, False)}
+    # Positions counted from the mask, distances that bias, an encoder beside: through the model.
+    assert ways["opt"] == ways["t5"] == ways["bart"] == {(True, True)}
+    assert ways["bloom"] == {(False, True)}
+
+
+@pytest.mark.parametrize("method", FRONTS)
+def test_compiled_model_sees_the_front_come_and_go(method: str) -> None:
+    model, adapter = make("llama", method)
+    ids = make_inputs(model)["input_ids"]
+    compiled = torch.compile(model, backend="eager")
+
+    def ask(asked: Any) -> torch.Tensor:
+        with torch.no_grad():
+            logits: torch.Tensor = asked(input_ids=ids, use_cache=False).logits
+        return logits
+
+    bare = ask(compiled)
+    with hub.attach(model, adapter, trainable=False):
+        with_front = ask(compiled)
+        torch.testing.assert_close(with_front, ask(model), rtol=1e-5, atol=1e-5)
+    assert not torch.allclose(with_front, bare)
+    torch.testing.assert_close(ask(compiled), bare, rtol=1e-5, atol=1e-5)
