@@ -281,7 +281,8 @@ class LoRA(hub.Method[LoRAConfig]):
         Raises ConfigError where the adapter's file holds other weights of the base than it has.
         """
         assert isinstance(module, Layer)
-        if module.base_digest not in (None, digest(base.read_weight())):
+        known = module.base_digest
+        if known is not None and known != digest(base.read_weight()):
             raise hub.ConfigError(
                 f"lora: the adapter's file holds weights of {site.path} that are not this base's: "
                 "its vocabulary was resized or trained; attach it to the base that it was saved "

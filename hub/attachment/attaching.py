@@ -25,9 +25,11 @@ from hub.attachment.effects import CheckpointGuard, HeadHook, Switch, hang_effec
 from hub.attachment.fitting import Fit, fit_adapter
 from hub.attachment.hanging import hang_fronts
 from hub.attachment.merging import Swap, merge_fits, swap_weights
+from hub.attachment.substitutes import announce_substitutes
 from hub.attachment.summary import Summary, summarize
 from hub.discovery import installed_methods
 from hub.errors import AttachError
+from hub.quantization import Undo, prepare_training, put_back
 from hub.sites import ATTACHED, Site, unwrap_model
 
 
@@ -85,10 +87,13 @@ class Attachment:
         self._handles: list[RemovableHandle] = []
         self._flags = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
         self._undo: Swap = []
+        self._prepared: Undo = []
         self._attached = True
         for parameter, _ in self._flags:
             parameter.requires_grad_(False)
         try:
+            if any(fit.learns for fit in fits):
+                self._prepared = prepare_training(model)
             self._install()
         except BaseException:
             self.detach()
@@ -135,6 +140,7 @@ class Attachment:
         self._uninstall()
         for parameter, learned in self._flags:
             parameter.requires_grad_(learned)
+        put_back(self._prepared)
         self._switch.on = False
         self._attached = False
 
@@ -154,6 +160,9 @@ class Attachment:
         `unmerge` and `detach` put the very same weights back. While merged the model holds
         nothing of ours, so it can be saved as a model of its own.
 
+        A quantized weight stays as it is, and its layer computes with the sum, which is kept in the
+        model's precision beside it; what that costs is logged, and such a model can't be saved.
+
         Raises AttachError where an adapter's effect is no change of weights, or where the weight
         has a second use that must not change; nothing is merged then.
         """
@@ -163,15 +172,18 @@ class Attachment:
             raise AttachError("the adapters are disabled; merge after that, not inside it")
         if self.merged:
             return
-        self._undo = swap_weights(merge_fits(self._model, self._fits))
+        merged = merge_fits(self._model, self._fits)
+        self._undo = swap_weights(merged)
         self._switch.merged = True
         self._uninstall()
+        self._handles += announce_substitutes([new for _, name, new in merged if name != "data"])
         self._model.add_module(ATTACHED, Container(self))
 
     def unmerge(self) -> None:
         """Put the base's weights back and the adapters beside them. Again does nothing."""
         if self.merged:
             self._restore_weights()
+            self._uninstall()
             self._install()
 
     def __enter__(self) -> Attachment:

@@ -2,23 +2,30 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import nn
 
 from hub.attachment.effects import changes_input
-from hub.attachment.fitting import Fit
+from hub.attachment.fitting import Fit, find_place
+from hub.attachment.substitutes import Substitute
 from hub.discovery import installed_methods
 from hub.errors import AttachError
+from hub.quantization import dequantize_weight, is_quantized
 from hub.sites import Site
 
-Swap = list[tuple[nn.Parameter, torch.Tensor]]
+# A parameter and "data", or a quantized layer and "forward", and what that shall be; ... for the
+# forward of its class.
+Swap = list[tuple[Any, str, Any]]
 
 
 def merge_fits(model: nn.Module, fits: list[Fit]) -> Swap:
     """The weights with every adapter folded in, in order: each parameter and what it shall hold.
 
-    Nothing is changed yet. Raises AttachError where an effect is no change of weights, or a weight
-    has a second use that must not change.
+    A quantized weight stays, and its layer gets a substitute. Nothing is changed yet. Raises
+    AttachError where an effect is no change of weights, or a weight has a second use that must not
+    change.
     """
     users = count_users(model)
     merged: dict[nn.Parameter, torch.Tensor] = {}
@@ -35,10 +42,21 @@ def merge_fits(model: nn.Module, fits: list[Fit]) -> Swap:
             for name, tensor in head.named_parameters():
                 check_single_use(own[name], users, f"{who} at {path}.{name}")
                 merged[own[name]] = tensor.data
-    return [
-        (weight, new.detach().to(weight.dtype, copy=True).contiguous())
-        for weight, new in merged.items()
-    ]
+    swap: Swap = []
+    quantized = {
+        module.weight: (path, module)
+        for path, module in model.named_modules()
+        if is_quantized(module)
+    }
+    for weight, new in merged.items():
+        if weight in quantized:
+            path, layer = quantized[weight]
+            kept = new.detach().to(find_place(model, path)[1]).contiguous()
+            swap.append((layer, "forward", Substitute(layer, kept)))
+        else:
+            kept = new.detach().to(weight.dtype, copy=True).contiguous()
+            swap.append((weight, "data", kept))
+    return swap
 
 
 def merge_site(
@@ -53,7 +71,11 @@ def merge_site(
     module = fit.sites[site]
     where = f"adapter {fit.adapter.label} at {site.path}"
     weight = find_weight(model, fit, site)
-    current = merged.get(weight, weight.data).float()
+    owner = model.get_submodule(site.owner)
+    if weight not in merged and is_quantized(owner):
+        current = dequantize_weight(owner).float()
+    else:
+        current = merged.get(weight, weight.data).float()
     current = current.T if site.transposed else current
     delta = method.weight_delta(module, current)
     bias = model.get_submodule(site.owner).bias if site.bias else None
@@ -73,20 +95,34 @@ def merge_site(
 
 
 def swap_weights(swap: Swap) -> Swap:
-    """Let each parameter hold the tensor beside it, all or none; what they held before.
+    """Let each hold what stands beside it, all or none; what they held before.
 
     Adding a change in half precision and taking it away again does not give the weight back, so
     the very tensors are kept. One that was moved or converted since comes back as the model is now.
     """
-    before = [(weight, weight.data) for weight, _ in swap]
+    before: Swap = []
     try:
-        for weight, new in swap:
-            weight.data = new.to(weight.device, weight.dtype)
+        for item in swap:
+            before.append(swap_attribute(*item))
     except BaseException:
-        for weight, old in before:
-            weight.data = old
+        for item in before:
+            swap_attribute(*item)
         raise
     return before
+
+
+def swap_attribute(owner: Any, name: str, value: Any) -> tuple[Any, str, Any]:
+    """Set one, and return what sets it back."""
+    if name == "data":
+        before = owner.data
+        owner.data = value.to(owner.device, owner.dtype)
+        return owner, name, before
+    before = vars(owner).get(name, ...)
+    if value is ...:
+        delattr(owner, name)
+    else:
+        setattr(owner, name, value)
+    return owner, name, before
 
 
 def find_weight(model: nn.Module, fit: Fit, site: Site) -> nn.Parameter:
@@ -97,10 +133,11 @@ def find_weight(model: nn.Module, fit: Fit, site: Site) -> nn.Parameter:
     weight = getattr(model.get_submodule(site.owner), "weight", None)
     if weight is None:
         raise AttachError(refuse_merge(fit, site))
-    if not isinstance(weight, nn.Parameter) or not weight.is_floating_point():
+    readable = is_quantized(model.get_submodule(site.owner))
+    if not isinstance(weight, nn.Parameter) or not (readable or weight.is_floating_point()):
         raise AttachError(
-            f"{where}: the weight is quantized, so can't take a change; load the base unquantized "
-            "to merge"
+            f"{where}: the weight is quantized in a way that can't be read; load the base "
+            "unquantized to merge"
         )
     return weight
 

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from hub.errors import AttachError
+from hub.quantization import Undo, keep_layouts, put_back
 from hub.sites.attending import AttentionCall, keeps_positions, watch_attention
 from hub.sites.dataflow import Flow
 
@@ -142,6 +143,7 @@ def _keep_state(model: nn.Module) -> Iterator[None]:
     kept = [(table, dict(table)) for table in tables]
     buffers = [(buffer, buffer.detach().clone()) for buffer in model.buffers()]
     attention = _list_attention(modules)
+    layouts: Undo = []
     states = random.getstate(), _get_numpy_state()
     devices = {tensor.device for tensor in model.parameters() if tensor.device.type == "cuda"}
     with torch.random.fork_rng(devices=sorted(devices, key=str)), warnings.catch_warnings():
@@ -149,10 +151,12 @@ def _keep_state(model: nn.Module) -> Iterator[None]:
         try:
             for module in modules:
                 module.training = False
+            layouts += keep_layouts(model)
             for config, _ in attention:
                 config._attn_implementation_internal = "eager"
             yield
         finally:
+            put_back(layouts)
             for config, implementation in attention:
                 config._attn_implementation_internal = implementation
             for now, before in kept:

@@ -5,16 +5,24 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hub.errors import TrainError
+import torch
+
+from hub.errors import PackageMissing, TrainError
 from hub.training.metrics import Metric
 
 if TYPE_CHECKING:
     from transformers import TrainingArguments
 
 LOGGED = 500
+# In transformers' words. Those that say their bits are bitsandbytes' own.
+OPTIMIZERS = (
+    *("adamw_torch", "adamw_torch_fused", "adafactor", "sgd", "adamw_8bit", "lion_8bit"),
+    *("paged_adamw_8bit", "paged_adamw_32bit", "paged_lion_8bit", "paged_lion_32bit"),
+)
 
 
 @dataclass(frozen=True)
@@ -30,6 +38,7 @@ class Options:
     weight_decay: float
     seed: int
     save_steps: int | None
+    optimizer: str | None = None
 
     def __post_init__(self) -> None:
         for name in ("max_steps", "batch_size", "gradient_accumulation", "save_steps"):
@@ -56,6 +65,22 @@ class Options:
         return math.ceil(self.epochs * an_epoch)
 
 
+def check_optimizer(name: str | None, device: torch.device) -> None:
+    """Raise TrainError where there is no optimizer of this name, or it pages and the model is not
+    on a GPU; PackageMissing where it needs bitsandbytes."""
+    if name is None:
+        return
+    if name not in OPTIMIZERS:
+        raise TrainError(f"optimizer is {name!r}; it is one of {', '.join(OPTIMIZERS)}")
+    if name.startswith("paged") and device.type == "cpu":
+        raise TrainError(
+            f"{name} moves its state out of a GPU's memory when that is full, and the model is on "
+            "the cpu; take adamw_8bit or adamw_torch, or load the model on a GPU"
+        )
+    if name.endswith("bit") and find_spec("bitsandbytes") is None:
+        raise PackageMissing("bitsandbytes", "quantized")
+
+
 def make_arguments(
     model: Any,
     folder: Path,
@@ -68,6 +93,7 @@ def make_arguments(
     from transformers import TrainingArguments
 
     device = model.get_input_embeddings().weight.device
+    optimizer: dict[str, Any] = {} if options.optimizer is None else {"optim": options.optimizer}
     every = "steps" if options.save_steps is not None else "epoch"
     arguments = TrainingArguments(
         output_dir=str(folder),
@@ -78,6 +104,7 @@ def make_arguments(
         gradient_accumulation_steps=options.gradient_accumulation,
         warmup_steps=options.warmup,
         weight_decay=options.weight_decay,
+        **optimizer,
         seed=options.seed,
         logging_steps=max(1, options.count_steps(rows) // LOGGED),
         logging_nan_inf_filter=False,

@@ -26,7 +26,7 @@ from hub.training.evaluation import Evaluator
 from hub.training.keeping import keep_adapter_on_error, keep_model, keep_random_state
 from hub.training.labels import Labels, settle_labels
 from hub.training.metrics import choose_metrics
-from hub.training.options import Options, make_arguments
+from hub.training.options import Options, check_optimizer, make_arguments
 
 if TYPE_CHECKING:
     from transformers import TrainerCallback
@@ -75,6 +75,7 @@ def train(
     gradient_accumulation: int = 1,
     warmup: float = 0.06,
     weight_decay: float = 0.0,
+    optimizer: str | None = None,
     max_length: int | None = None,
     seed: int = 0,
     save_steps: int | None = None,
@@ -103,6 +104,9 @@ def train(
     epochs: times over the dataset; max_steps: optimizer steps, instead.
     learning_rate: the highest, after `warmup` (a share of the steps); from there it falls to 0.
     batch_size: rows at once; gradient_accumulation: times that, in one step.
+    optimizer: transformers' name of one: adamw_8bit keeps its state in a quarter of the memory,
+        paged_adamw_8bit also moves it out of a GPU that is full (QLoRA, section 3); its fused AdamW
+        when left out.
     max_length: tokens of a row; the model's limit, at most 1024, when left out. A prompt is cut
         from the left to fit, a completion never.
     save_steps: a checkpoint every so many steps; after every epoch when left out.
@@ -125,6 +129,7 @@ def train(
         weight_decay,
         seed,
         save_steps,
+        optimizer,
     )
     if find_spec("accelerate") is None:
         raise PackageMissing("accelerate", "train")
@@ -134,6 +139,7 @@ def train(
         raise TrainError("to resume a run, give output, the folder that holds it")
     model = unwrap_model(model)
     kind = find_kind(model)
+    check_optimizer(optimizer, model.get_input_embeddings().weight.device)
     metrics = choose_metrics(metric, kind, bool(choices)) if eval_dataset is not None else []
     examples = read_examples(dataset, template)
     measured = read_examples(eval_dataset, template) if eval_dataset is not None else None
@@ -184,9 +190,6 @@ def train(
         }
         if kind == "classification":
             encoder.settle_padding(model)
-        # A quantized model is trained only when it says that it carries adapters.
-        if getattr(model, "is_quantized", False):
-            model._hf_peft_config_loaded = True
         saves = output is not None or evaluator is not None
         trainer = AdapterTrainer(
             adapter,
