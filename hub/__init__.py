@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from hub.adapter import Adapter
     from hub.attachment import Attachment, attach
     from hub.bases import Base
+    from hub.bottlenecks import Bottleneck, BottleneckConfig
     from hub.composition import Stack
     from hub.hookspecs import hookimpl
     from hub.method import Method, Training, drop_neutral
@@ -40,6 +41,8 @@ __all__ = [
     "Adapter",
     "Attachment",
     "Base",
+    "Bottleneck",
+    "BottleneckConfig",
     "ConfigError",
     "HubError",
     "Method",
@@ -62,6 +65,8 @@ _HOMES = {
     "Adapter": "adapter",
     "Attachment": "attachment",
     "Base": "bases",
+    "Bottleneck": "bottlenecks",
+    "BottleneckConfig": "bottlenecks",
     "Method": "method",
     "Registry": "registration",
     "Site": "sites",

@@ -106,7 +106,7 @@ class Stream:
     def take(self) -> torch.Tensor:
         """What was kept, and keep it no longer."""
         x: torch.Tensor = self._local.x
-        del self._local.x
+        self._local.x = None  # torch.compile follows no del here
         return x
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Stream:

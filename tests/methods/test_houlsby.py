@@ -2,86 +2,37 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from safetensors import safe_open
 
 import hub
 from hub.errors import ConfigError
 from hub_houlsby import Houlsby, HoulsbyConfig
-from tests.references.drawn import build_model
+from tests.references.frozen import Frozen
 from tests.snapshots import run, shake_adapter
 from tests.tiny import build_tiny
 
-REFERENCE = Path(__file__).parent.parent / "references" / "houlsby.safetensors"
-with safe_open(REFERENCE, "pt") as file:
-    CASES: dict[str, Any] = json.loads(file.metadata()["reference"])["cases"]
-    TENSORS = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+FROZEN = Frozen("houlsby")
 
 
-def read_case(case: str) -> dict[str, torch.Tensor]:
-    return {
-        name.removeprefix(f"{case}/"): tensor
-        for name, tensor in TENSORS.items()
-        if name.startswith(f"{case}/")
-    }
-
-
-def make_adapter(model: Any, case: str, which: str) -> Any:
-    """Our adapter with the values of the reference's."""
-    tensors = read_case(case)
-    down = next(t for n, t in tensors.items() if n.startswith(which) and "down.weight" in n)
-    adapter = hub.Adapter.create(
-        "houlsby",
-        model,
-        size=down.shape[0],
-        activation="swish",
-        cross_attention=case.endswith("cross"),
-    )
-    roles = {"attention": "attention", "cross-attention": "cross", "feedforward": "feedforward"}
-    from hub.sites import find_sites
-
-    filled = set()
-    for site in find_sites(model):
-        if site.kind != "branch" or f"{site.path}.down.weight" not in adapter.tensors:
-            continue
-        decodes = "decoder" in site.path or (not case.startswith("t5") and has_decoder(case))
-        stack = "decoder" if decodes else "encoder"
-        source = f"{which}/{stack}.{site.block}.{roles[site.role]}"
-        for name in ("down.weight", "down.bias", "up.weight", "up.bias"):
-            with torch.no_grad():
-                adapter.tensors[f"{site.path}.{name}"].copy_(tensors[f"{source}.{name}"])
-            filled.add(f"{source}.{name}")
-    assert filled == {name for name in tensors if name.startswith(f"{which}/")}
-    return adapter
-
-
-def has_decoder(case: str) -> bool:
-    """Whether the reference calls this model's only stack the decoder."""
-    return any(name.startswith("a/decoder") for name in read_case(case))
-
-
-def compute(model: Any, case: str) -> torch.Tensor:
-    tensors = read_case(case)
-    names = [name for name in ("input_ids", "decoder_input_ids") if name in tensors]
-    return run(model, **{name: tensors[name] for name in names})
-
-
-@pytest.mark.parametrize("case", sorted(CASES))
+@pytest.mark.parametrize("case", sorted(FROZEN.cases))
 def test_logits_equal_adapters_double_seq_bn(case: str) -> None:
-    model = build_model(CASES[case])
-    expected = read_case(case)
-    torch.testing.assert_close(compute(model, case), expected["logits/bare"], rtol=0, atol=1e-5)
-    one, two = make_adapter(model, case, "a"), make_adapter(model, case, "b")
+    model, expected = FROZEN.build(case), FROZEN.read(case)
+    options = {"activation": "swish", "cross_attention": case.endswith("cross")}
+    torch.testing.assert_close(
+        FROZEN.compute(model, case), expected["logits/bare"], rtol=0, atol=1e-5
+    )
+    one, two = (FROZEN.make_adapter(model, case, which, **options) for which in "ab")
     with hub.attach(model, one):
-        torch.testing.assert_close(compute(model, case), expected["logits/a"], rtol=0, atol=1e-5)
+        torch.testing.assert_close(
+            FROZEN.compute(model, case), expected["logits/a"], rtol=0, atol=1e-5
+        )
     with hub.attach(model, hub.Stack(one, two)):
         torch.testing.assert_close(
-            compute(model, case), expected["logits/stack"], rtol=0, atol=1e-5
+            FROZEN.compute(model, case), expected["logits/stack"], rtol=0, atol=1e-5
         )
 
 

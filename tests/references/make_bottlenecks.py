@@ -1,21 +1,32 @@
-"""Makes houlsby.safetensors: what the `adapters` library computes for Houlsby's bottleneck.
+"""Makes {houlsby,pfeiffer,parallel}.safetensors: what the `adapters` library computes.
 
 adapters 1.3.0 needs transformers 4, so this script is run by hand in a venv of its own, and the
 tests read its result::
 
     python3 -m venv reference-venv
     reference-venv/bin/pip install adapters==1.3.0 transformers==4.57.6 torch==2.13.0
-    reference-venv/bin/python tests/references/make_houlsby.py
+    reference-venv/bin/python tests/references/make_bottlenecks.py
 
-Where `adapters` puts a bottleneck, read in its source and held by the numbers in the file. With
+Where `adapters` puts a bottleneck, read in its source and held by the numbers in the files. With
 ``y`` of shape (batch, seq, d_model), what a sub-layer gives after its last projection and dropout,
-and ``x`` the skip connection, its `double_seq_bn` (Houlsby et al. 2019, figure 2) is
+and ``x`` the skip connection, ``y + x`` becomes ``a(y) + x``, and the base's norm, where one comes
+after, still comes after (`original_ln_after=True`).
 
-    a(y) = y + W_up f(W_down y + b_down) + b_up      f = swish (SiLU), no norm of its own, scale 1
+houlsby, `double_seq_bn` (Houlsby et al. 2019, figure 2), behind attention and feed-forward::
 
-and ``y + x`` becomes ``a(y) + x``. So the adapter's own skip starts at ``y``, before ``x`` is
-added and before any norm (`original_ln_before=False`, `residual_before_ln=True`,
-`original_ln_after=True`).
+    a(y) = y + W_up f(W_down y + b_down) + b_up               f = swish (SiLU)
+
+pfeiffer, `seq_bn` (Pfeiffer et al. 2021), behind the feed-forward alone, with LayerNorm where one
+comes after the sum and the plain sum where not (`original_ln_before=True`)::
+
+    a(y) = y + W_up f(W_down LayerNorm(y + x) + b_down) + b_up          f = relu
+
+parallel, `par_bn` (He et al. 2022), beside the feed-forward alone, on the skip connection itself,
+before the norm where one comes first::
+
+    a(y) = y + 4 (W_up f(W_down x + b_down) + b_up)            f = relu
+
+None has a norm of its own.
 
 =====  ==================================================  =======================================
 model  attention                                           feed-forward
@@ -28,9 +39,10 @@ t5     x + a(dropout(SelfAttention(layer_norm(x))))        x + a(dropout(DenseRe
 
 In T5 the blocks of the encoder and of the decoder have both; the decoder's cross-attention has
 one only with `cross_adapter=True`, which is off in `double_seq_bn` (case `t5`) and on in the case
-`t5_cross`. A stack of two is one after the other, b(a(y)), each with its own skip.
+`t5_cross`. A stack of two is one after the other, b(a(y)), each with its own skip; of two
+parallel ones `adapters` computes the last alone, so there is no stack in that file.
 
-The file: a case is one model. Its entry under "cases" in the metadata ("reference", JSON) and
+A file: a case is one model. Its entry under "cases" in the metadata ("reference", JSON) and
 `drawn.build_model` rebuild the same base in any version of transformers. Its tensors, float32:
 
     {case}/input_ids, {case}/decoder_input_ids (T5)     (batch, seq)
@@ -98,6 +110,11 @@ CASES: dict[str, dict[str, Any]] = {
         "config": SMALL_T5,
     },
 }
+CONFIGS: dict[str, Any] = {
+    "houlsby": adapters.DoubleSeqBnConfig,
+    "pfeiffer": adapters.SeqBnConfig,
+    "parallel": adapters.ParBnConfig,
+}
 
 # The module that holds the bottleneck, in each model's own names: which branch it adapts.
 BRANCHES = {
@@ -134,16 +151,15 @@ def make_inputs(case: str) -> dict[str, torch.Tensor]:
     return inputs
 
 
-def make_case(case: str) -> dict[str, torch.Tensor]:
+def make_case(method: str, case: str) -> dict[str, torch.Tensor]:
     inputs = make_inputs(case)
     tensors = dict(inputs)
     model: Any = build_model(CASES[case])
     tensors["logits/bare"] = model(**inputs).logits
     adapters.init(model)
-    for adapter in ("a", "b"):
-        config = adapters.DoubleSeqBnConfig(
-            reduction_factor=REDUCTION, cross_adapter=case == "t5_cross"
-        )
+    names = ("a",) if method == "parallel" else ("a", "b")
+    for adapter in names:
+        config = CONFIGS[method](reduction_factor=REDUCTION, cross_adapter=case == "t5_cross")
         model.add_adapter(adapter, config=config)
         for name, parameter in model.named_parameters():
             if f".adapters.{adapter}." in name:
@@ -153,26 +169,35 @@ def make_case(case: str) -> dict[str, torch.Tensor]:
     model.eval()
     model.set_active_adapters("a")
     tensors["logits/a"] = model(**inputs).logits
-    model.set_active_adapters(adapters.composition.Stack("a", "b"))
-    tensors["logits/stack"] = model(**inputs).logits
+    if method != "parallel":
+        model.set_active_adapters(adapters.composition.Stack("a", "b"))
+        tensors["logits/stack"] = model(**inputs).logits
     return {f"{case}/{name}": tensor.contiguous() for name, tensor in tensors.items()}
 
 
-def main() -> None:
+def make_file(method: str) -> None:
+    cases = {
+        name: case for name, case in CASES.items() if method == "houlsby" or name != "t5_cross"
+    }
     tensors: dict[str, torch.Tensor] = {}
     with torch.no_grad():
-        for case in CASES:
-            tensors |= make_case(case)
+        for case in cases:
+            tensors |= make_case(method, case)
     made_with = {
         "adapters": adapters.__version__,
         "transformers": transformers.__version__,
         "torch": torch.__version__.partition("+")[0],
     }
     # One metadata key: safetensors keeps no order between several, and the bytes would vary.
-    metadata = {"reference": json.dumps({"made_with": made_with, "cases": CASES})}
-    target = Path(__file__).with_name("houlsby.safetensors")
+    metadata = {"reference": json.dumps({"made_with": made_with, "cases": cases})}
+    target = Path(__file__).with_name(f"{method}.safetensors")
     save_file(tensors, target, metadata=metadata)
     target.chmod(0o644)
+
+
+def main() -> None:
+    for method in CONFIGS:
+        make_file(method)
 
 
 if __name__ == "__main__":
