@@ -33,6 +33,8 @@ COMMON = frozenset(
         "task_type",
     }
 )
+# What peft takes a classifier's head to be named where nobody says it.
+PEFT_HEADS = frozenset({"classifier", "score"})
 
 
 class Adapter:
@@ -211,7 +213,8 @@ def find_saved_heads(
 ) -> tuple[str, ...]:
     """The paths of the trained heads among `tensors`. Raises FileError where none is there.
 
-    peft lists the names that heads usually have, and saves the one that the model had.
+    peft lists the names that heads usually have, and saves the one that the model had; none where
+    the model's has another name, as T5's.
     """
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
         raise FileError(f"{where}: modules_to_save is {names!r}; it must be a list of names")
@@ -222,7 +225,7 @@ def find_saved_heads(
             path = ".".join(parts[:end])
             if any(path == head or path.endswith(f".{head}") for head in names):
                 paths[path] = None
-    if names and not paths:
+    if names and not paths and not PEFT_HEADS.issuperset(names):
         raise FileError(
             f"{where} should carry a trained head ({', '.join(names)}), and no tensor of it is "
             "there; fetch the adapter anew"

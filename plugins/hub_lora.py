@@ -442,34 +442,47 @@ def stack_experts(
 
 def unstack_experts(
     config: LoRAConfig, tensors: Mapping[str, torch.Tensor]
-) -> dict[str, torch.Tensor]:
-    """The way back. Raises ConfigError on a tensor that no parameter explains."""
+) -> tuple[list[str], dict[str, torch.Tensor]]:
+    """The way back: the whole paths of the parameters, and the tensors by ours.
+
+    Raises ConfigError on a tensor that no parameter explains.
+    """
+    places: dict[str, None] = {}
     kept: dict[str, torch.Tensor] = {}
     for key, tensor in tensors.items():
-        place = re.fullmatch(r"(.*?)((?:\.base_layer)*)\.lora_([AB])\.weight", key)
+        found = re.fullmatch(r"(.*?)((?:\.base_layer)*)\.lora_([AB])\.weight", key)
+        module = found[1] if found else ""
         names = order_parameters(
             path
             for path in config.parameters or ()
-            if place and ends_with(place[1], path.rpartition(".")[0])
+            if ends_with(module, path.rpartition(".")[0]) and not is_target(module, config)
         )
-        if place is None or not names:
+        if found is None or not names:
             kept[key] = tensor
             continue
-        depth = place[2].count(".base_layer")
+        depth = found[2].count(".base_layer")
         if depth >= len(names):
             raise hub.ConfigError(
                 f"lora: {key!r} belongs to a parameter that target_parameters does not name; it "
                 f"names {', '.join(config.parameters or ())}"
             )
-        path = f"{place[1]}.{names[len(names) - 1 - depth]}"
-        r = config.rank(path)
-        if place[3] == "A":
+        place = f"{module}.{names[len(names) - 1 - depth]}"
+        places[place] = None
+        r = config.rank(place)
+        if found[3] == "A":
             parts = tensor.view(-1, r, tensor.shape[1]).unbind(0)
         else:
             parts = tensor.view(len(tensor), r, -1).unbind(-1)
         for expert, part in enumerate(parts):
-            kept[f"{path}.{expert}.lora_{place[3]}.weight"] = part.contiguous()
-    return kept
+            kept[f"{place}.{expert}.lora_{found[3]}.weight"] = part.contiguous()
+    return list(places), kept
+
+
+def is_target(path: str, config: LoRAConfig) -> bool:
+    """Whether `targets`, names or a pattern, mean the module of this path."""
+    if isinstance(config.targets, str):
+        return re.fullmatch(config.targets, path) is not None
+    return any(ends_with(path, name) for name in config.targets)
 
 
 def order_parameters(paths: Iterable[str]) -> list[str]:
@@ -479,8 +492,8 @@ def order_parameters(paths: Iterable[str]) -> list[str]:
 
 
 def ends_with(path: str, name: str) -> bool:
-    """Whether a path is `name` or ends with it."""
-    return path == name or path.endswith(f".{name}")
+    """Whether a path is `name` or ends with it; every path ends with no name."""
+    return not name or path == name or path.endswith(f".{name}")
 
 
 def digest(weight: torch.Tensor) -> str:
@@ -515,7 +528,8 @@ def hub_load(
 ) -> tuple[Mapping[str, Any], Mapping[str, torch.Tensor]] | None:
     """Take stacked experts apart, and the base's own weights out, by their digests."""
     if config.get("target_parameters"):
-        tensors = unstack_experts(LoRA().read_config(config), tensors)
+        places, tensors = unstack_experts(LoRA().read_config(config), tensors)
+        config = {**config, "target_parameters": places}
     brought = {key: tensor for key, tensor in tensors.items() if key.endswith(BROUGHT)}
     if brought:
         digests = {key.removesuffix(BROUGHT): digest(tensor) for key, tensor in brought.items()}
