@@ -44,9 +44,11 @@ def prove_gradients(
     for parameter in named.values():
         parameter.requires_grad_(True)
     subject.backward(model(**inputs, labels=make_labels(model, inputs)).loss)
-    for name, parameter in named.items():
-        gradient, parameter.grad = parameter.grad, None
+    gradients = {name: parameter.grad for name, parameter in named.items()}
+    for parameter in named.values():  # what sites share is there more than once
+        parameter.grad = None
         parameter.requires_grad_(False)
+    for name, gradient in gradients.items():
         size = 0.0 if gradient is None else float(gradient.abs().max())
         subject.require(
             0 < size < float("inf") or subject.is_inert(name),
