@@ -22,6 +22,7 @@ from hub.attachment.admission import (
     resolve_composition,
 )
 from hub.attachment.effects import CheckpointGuard, HeadHook, Switch, hang_effects
+from hub.attachment.experts import hang_experts
 from hub.attachment.fitting import Fit, fit_adapter
 from hub.attachment.hanging import hang_fronts
 from hub.attachment.merging import Swap, merge_fits, swap_weights
@@ -221,6 +222,7 @@ class Attachment:
         for site, modules in effects:
             if site.kind in ("projection", "branch", "norm") and site.expert is None:
                 self._handles += hang_effects(self._model, site, modules, self._switch)
+        self._handles += hang_experts(self._model, effects, self._switch)
         # Last, so that what a prefix puts in place of keys and values stays.
         self._handles += hang_fronts(self._model, effects, self._switch)
         for fit in self._fits:

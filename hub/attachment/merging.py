@@ -75,23 +75,46 @@ def merge_site(
     if weight not in merged and is_quantized(owner):
         current = dequantize_weight(owner).float()
     else:
-        current = merged.get(weight, weight.data).float()
+        current = read_part(merged, weight, site.expert)
     current = current.T if site.transposed else current
     delta = method.weight_delta(module, current)
-    bias = model.get_submodule(site.owner).bias if site.bias else None
+    bias = find_bias(model, site)
     change = None
-    if isinstance(bias, nn.Parameter):
-        value = merged.get(bias, bias.data).float()
+    if bias is not None:
+        value = read_part(merged, bias, site.expert)
         change = method.bias_delta(module, value)
         if change is not None:
             check_single_use(bias, users, where)
-            merged[bias] = value + change.detach().to(value.device)
+            write_part(merged, bias, site.expert, value + change.detach().to(value.device))
     if delta is not None:
         check_single_use(weight, users, where)
         new = current + delta.detach().to(current.device)
-        merged[weight] = new.T if site.transposed else new
+        write_part(merged, weight, site.expert, new.T if site.transposed else new)
     elif change is None:
         raise AttachError(refuse_merge(fit, site))
+
+
+def read_part(
+    merged: dict[nn.Parameter, torch.Tensor], parameter: nn.Parameter, expert: int | None
+) -> torch.Tensor:
+    """What a parameter shall hold, or one expert's part of it, in float32."""
+    whole = merged.get(parameter, parameter.data)
+    return (whole if expert is None else whole[expert]).float()
+
+
+def write_part(
+    merged: dict[nn.Parameter, torch.Tensor],
+    parameter: nn.Parameter,
+    expert: int | None,
+    value: torch.Tensor,
+) -> None:
+    """Say what a parameter shall hold, or one expert's part of it."""
+    if expert is None:
+        merged[parameter] = value
+        return
+    if parameter not in merged:
+        merged[parameter] = parameter.data.to(torch.float32, copy=True)
+    merged[parameter][expert] = value
 
 
 def swap_weights(swap: Swap) -> Swap:
@@ -130,7 +153,8 @@ def find_weight(model: nn.Module, fit: Fit, site: Site) -> nn.Parameter:
     if site.kind not in ("projection", "norm"):
         raise AttachError(refuse_merge(fit, site))
     where = f"adapter {fit.adapter.label} at {site.path}"
-    weight = getattr(model.get_submodule(site.owner), "weight", None)
+    name = "weight" if site.part is None else site.part[0]
+    weight = getattr(model.get_submodule(site.owner), name, None)
     if weight is None:
         raise AttachError(refuse_merge(fit, site))
     readable = is_quantized(model.get_submodule(site.owner))
@@ -140,6 +164,13 @@ def find_weight(model: nn.Module, fit: Fit, site: Site) -> nn.Parameter:
             "unquantized to merge"
         )
     return weight
+
+
+def find_bias(model: nn.Module, site: Site) -> nn.Parameter | None:
+    """The bias of a site, where it has one that can take a change."""
+    name = "bias" if site.part is None else f"{site.part[0]}_bias"
+    bias = getattr(model.get_submodule(site.owner), name, None) if site.bias else None
+    return bias if isinstance(bias, nn.Parameter) else None
 
 
 def check_single_use(weight: nn.Parameter, users: dict[int, int], where: str) -> None:
