@@ -190,9 +190,15 @@ def refuse_merge(fit: Fit, site: Site) -> str:
 
 
 def count_users(model: nn.Module) -> dict[int, int]:
-    """How many modules hold each parameter, by its id."""
-    users: dict[int, int] = {}
-    for module in model.modules():
+    """How many modules hold each parameter, by its id. One around another that holds it too, as
+    BERT's prediction head holds its decoder's bias, only leaves the use of it to that one."""
+    holders: dict[int, list[str]] = {}
+    for path, module in model.named_modules():
         for parameter in module.parameters(recurse=False):
-            users[id(parameter)] = users.get(id(parameter), 0) + 1
-    return users
+            holders.setdefault(id(parameter), []).append(path)
+    return {
+        parameter: sum(
+            not any(other.startswith(f"{path}.") for other in paths) for path in paths
+        )
+        for parameter, paths in holders.items()
+    }
