@@ -13,7 +13,7 @@ from hub.attachment.substitutes import Substitute
 from hub.discovery import installed_methods
 from hub.errors import AttachError
 from hub.quantization import dequantize_weight, is_quantized
-from hub.sites import Site
+from hub.sites import Site, find_sites
 
 # A parameter and "data", or a quantized layer and "forward", and what that shall be; ... for the
 # forward of its class.
@@ -87,11 +87,34 @@ def merge_site(
             check_single_use(bias, users, where)
             write_part(merged, bias, site.expert, value + change.detach().to(value.device))
     if delta is not None:
-        check_single_use(weight, users, where)
+        alike = find_alike(model, fit, site, current)
+        if not alike:
+            check_single_use(weight, users, where)
+        elif site != alike[0]:
+            return
         new = current + delta.detach().to(current.device)
         write_part(merged, weight, site.expert, new.T if site.transposed else new)
     elif change is None:
         raise AttachError(refuse_merge(fit, site))
+
+
+def find_alike(model: nn.Module, fit: Fit, site: Site, current: torch.Tensor) -> list[Site]:
+    """The sites that hold one weight with `site`, where the adapter changes it by the same at all
+    of them, so that once will do; none where it does not."""
+    if site.tied is None:
+        return []
+    group = [other for other in find_sites(model) if other.tied == site.tied]
+    if not all(other in fit.sites for other in group):
+        return []
+    method = installed_methods().get(fit.adapter.method)
+    weight = current.T if site.transposed else current
+    changes = []
+    for other in group:
+        change = method.weight_delta(fit.sites[other], weight.T if other.transposed else weight)
+        if change is None:
+            return []
+        changes.append(change.T if other.transposed else change)
+    return group if all(torch.equal(changes[0], change) for change in changes) else []
 
 
 def read_part(
