@@ -13,7 +13,7 @@ from torch import nn
 
 import hub
 from hub.errors import ConfigError
-from tests.snapshots import run, shake_adapter
+from tests.snapshots import run, shake_adapter, take_snapshot
 from tests.tiny import build_tiny, make_inputs
 
 CASES = {
@@ -39,7 +39,7 @@ def test_peft_files_give_pefts_logits(kind: str, variant: dict[str, Any], tmp_pa
         fan_in_fan_out=kind == "gpt2",
         **variant,
     )
-    model = peft.get_peft_model(build_tiny(kind, task), config)
+    model: Any = peft.get_peft_model(build_tiny(kind, task), config)
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
         for parameter in model.parameters():
@@ -188,3 +188,124 @@ def test_variants_that_would_compute_something_else_are_refused(
     path.write_text(json.dumps({**json.loads(path.read_text()), **field}))
     with pytest.raises(ConfigError, match=f"adapter_config.json has {next(iter(field))}="):
         hub.load(folder)
+
+
+def test_new_adapter_of_embeddings_changes_nothing_and_starts_as_pefts() -> None:
+    model = build_tiny("gpt2")
+    bare = run(model)
+    for dora in (False, True):
+        adapter = hub.Adapter.create("lora", model, targets=["wte", "wpe"], r=4, dora=dora)
+        with hub.attach(model, adapter):
+            torch.testing.assert_close(run(model), bare, rtol=0, atol=1e-5)
+        assert not adapter.tensors["transformer.wte.lora_embedding_A"].any()
+        assert adapter.tensors["transformer.wte.lora_embedding_A"].shape == (4, 99)
+        start = adapter.tensors["transformer.wte.lora_embedding_B"].detach()
+        assert start.shape == (32, 4)
+        assert 0.7 < float(start.std()) < 1.3
+
+
+def test_all_leaves_embeddings_and_the_head_out() -> None:
+    adapter = hub.Adapter.create("lora", build_tiny("gpt2"))
+    assert not any("wte" in name or "wpe" in name or "lm_head" in name for name in adapter.tensors)
+
+
+@pytest.mark.parametrize("dora", [False, True], ids=["lora", "dora"])
+@pytest.mark.parametrize("kind", ["gpt2", "bart"])
+def test_embeddings_merge_to_the_same_outputs(kind: str, dora: bool) -> None:
+    """BART's are scaled: what is merged is not."""
+    changes: dict[str, Any] = {"tie_word_embeddings": False}
+    if kind == "bart":
+        changes["scale_embedding"] = True
+    model = build_tiny(kind, **changes)
+    targets = {"gpt2": ["wte", "wpe", "c_attn"], "bart": ["encoder.embed_tokens", "q_proj"]}[kind]
+    for module in model.modules():  # of their own, where the configuration leaves them shared
+        if isinstance(module, nn.Embedding):
+            module.weight = nn.Parameter(module.weight.detach().clone())
+    adapter = shake_adapter(hub.Adapter.create("lora", model, targets=targets, dora=dora))
+    before = take_snapshot(model)
+    with hub.attach(model, adapter) as attachment:
+        expected = run(model)
+        attachment.merge()
+        torch.testing.assert_close(run(model), expected, rtol=1e-4, atol=1e-4)
+    assert take_snapshot(model) == before
+
+
+def test_a_tied_embedding_does_not_merge() -> None:
+    model = build_tiny("gpt2")
+    adapter = hub.Adapter.create("lora", model, targets=["wte"])
+    with (
+        hub.attach(model, adapter) as attachment,
+        pytest.raises(hub.errors.AttachError, match=r"wte: the weight is shared"),
+    ):
+        attachment.merge()
+
+
+def test_tokens_learn_their_own_columns_alone() -> None:
+    model = build_tiny("llama")
+    adapter = hub.Adapter.create("lora", model, targets=["embed_tokens"])
+    inputs = make_inputs(model)
+    inputs["input_ids"][0, 0] = model.config.pad_token_id
+    with hub.attach(model, adapter):
+        model(**inputs, labels=inputs["input_ids"]).loss.backward()
+    gradient = adapter.tensors["model.embed_tokens.lora_embedding_A"].grad
+    assert gradient is not None
+    # What stands last is asked for nothing.
+    seen = set(inputs["input_ids"][:, :-1].unique().tolist()) - {model.config.pad_token_id}
+    assert set(gradient.abs().sum(0).nonzero().flatten().tolist()) == seen
+
+
+@pytest.mark.parametrize("kind", ["llama", "gpt2", "bert"])
+def test_dora_is_equation_5(kind: str) -> None:
+    """The magnitude of every output's weights is m, their direction that of W + s B A."""
+    model = build_tiny(kind)
+    new = hub.Adapter.create("lora", model, r=4, alpha=8, dora=True)
+    bare = run(model)
+    with hub.attach(model, new):
+        torch.testing.assert_close(run(model), bare, rtol=0, atol=1e-5)
+    adapter = shake_adapter(new)
+    path = next(name for name in adapter.tensors if name.endswith("lora_A.weight"))
+    path = path.removesuffix(".lora_A.weight")
+    A, B = (adapter.tensors[f"{path}.lora_{factor}.weight"].detach() for factor in "AB")
+    m = adapter.tensors[f"{path}.lora_magnitude_vector"].detach()
+    weight = model.get_submodule(path).weight.detach()
+    weight = weight.T if kind == "gpt2" else weight
+    V = weight + 8 / 4 * B @ A
+    expected = m[:, None] * V / V.norm(dim=1, keepdim=True)
+    x = torch.randn(3, weight.shape[1])
+    layer = model.get_submodule(path)
+    bias = layer.bias if layer.bias is not None else 0
+    for trainable in (False, True):
+        with hub.attach(model, adapter, trainable=trainable), torch.no_grad():
+            got = layer(x)
+        torch.testing.assert_close(got, x @ expected.T + bias, rtol=1e-4, atol=1e-4)
+    with hub.attach(model, adapter) as attachment:
+        output = run(model)
+        attachment.merge()
+        merged = layer.weight.T if kind == "gpt2" else layer.weight
+        torch.testing.assert_close(merged, expected, rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(run(model), output, rtol=1e-4, atol=1e-4)
+
+
+def test_dora_merges_after_others() -> None:
+    """It leaves its base's own bias alone and takes what stands before it into its direction."""
+    model = build_tiny("gpt2")
+    one = shake_adapter(hub.Adapter.create("lora", model, r=2), seed=1)
+    two = shake_adapter(hub.Adapter.create("lora", model, r=2, dora=True), seed=2)
+    with hub.attach(model, hub.Stack(one, two)) as attachment:
+        expected = run(model)
+        attachment.merge()
+        torch.testing.assert_close(run(model), expected, rtol=1e-3, atol=1e-3)
+
+
+def test_dora_in_half_precision_follows_the_base() -> None:
+    model = build_tiny("llama").to(torch.bfloat16)
+    adapter = hub.Adapter.create("lora", model, dora=True)
+    inputs = make_inputs(model)
+    with hub.attach(model, adapter):
+        loss = model(**inputs, labels=inputs["input_ids"]).loss
+        loss.backward()
+        assert loss.dtype == torch.bfloat16 or loss.isfinite()
+    magnitudes = [t for name, t in adapter.tensors.items() if name.endswith("magnitude_vector")]
+    assert all(t.dtype == torch.float32 and t.grad is not None for t in magnitudes)
+    with hub.attach(model, adapter, trainable=False):
+        assert run(model).dtype == torch.bfloat16
