@@ -1,10 +1,11 @@
-"""The command that shows the installed methods and their options."""
+"""The command that shows the installed methods and their options, and begins a new one."""
 
 from __future__ import annotations
 
 import dataclasses
 import json
 import re
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -18,17 +19,44 @@ if TYPE_CHECKING:
 FIELD = re.compile(r"(\w+(?:, \w+)*): (.*)")
 
 
-@click.command("methods", cls=Command, examples=("hub methods", "hub methods lora"))
-@click.argument("name", required=False)
+@click.command(
+    "methods", cls=Command, examples=("hub methods", "hub methods lora", "hub methods new shift")
+)
+@click.argument("words", nargs=-1, metavar="[NAME | new NAME]")
 @json_option(
     "methods [name, distribution, paper, fault]; with a NAME name, distribution, paper, options "
-    "[name, default, required, meaning]"
+    "[name, default, required, meaning]; with new NAME folder, files"
 )
-def show_methods(name: str | None, as_json: bool) -> None:
+def show_methods(words: tuple[str, ...], as_json: bool) -> None:
     """List the installed methods, or the options of one.
 
-    A method comes with a plugin; one that can't be used is listed with the reason.
+    A method comes with a plugin; one that can't be used is listed with the reason. `new` writes the
+    starting files of a plugin of your own into a new folder, hub-NAME.
     """
+    if words[:1] == ("new",):
+        if len(words) != 2:
+            raise click.UsageError("new takes one NAME, that of the method: hub methods new NAME")
+        write_plugin(words[1], as_json)
+    elif len(words) > 1:
+        raise click.UsageError(f"one method at a time, not {', '.join(words)}")
+    else:
+        list_methods(words[0] if words else None, as_json)
+
+
+def write_plugin(name: str, as_json: bool) -> None:
+    """Write a plugin's starting files, and say what to do next."""
+    from hub.cli.scaffold import write_scaffold
+
+    folder, files = write_scaffold(name, Path.cwd())
+    if as_json:
+        print_json({"folder": str(folder), "files": list(files)})
+        return
+    click.echo(f"wrote {folder.name}/: {', '.join(files)}")
+    click.echo(f"next: cd {folder.name}; pip install -e .; hub methods {name}; pytest")
+
+
+def list_methods(name: str | None, as_json: bool) -> None:
+    """All of them, or one with its options."""
     with show_progress("importing the methods"):
         from hub.discovery import installed_methods
 
@@ -89,8 +117,11 @@ def describe_plugin(plugin: Plugin) -> dict[str, Any]:
 
 
 def describe_options(config: type[Any]) -> list[dict[str, Any]]:
-    """The fields of a method's configuration, with what its docstring says of each."""
-    meanings = parse_meanings(config.__doc__ or "")
+    """The fields of a method's configuration, with what its docstring, or that of a class which
+    it is built on, says of each."""
+    meanings: dict[str, str] = {}
+    for kind in reversed(config.__mro__[:-1]):
+        meanings |= parse_meanings(vars(kind).get("__doc__") or "")
     options = []
     for field in dataclasses.fields(config):
         required = False
