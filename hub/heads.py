@@ -7,6 +7,7 @@ import copy
 from torch import nn
 
 from hub.errors import AttachError
+from hub.quantization import dequantize_layers
 from hub.sites import ATTACHED
 
 
@@ -26,7 +27,10 @@ def find_heads(model: nn.Module) -> tuple[str, ...]:
 
 
 def copy_head(model: nn.Module, path: str) -> nn.Module:
-    """A copy of the head at `path`, of its own storage. Raises AttachError where there is none."""
+    """A copy of the head at `path`, of its own storage, not quantized where the base's is.
+
+    Raises AttachError where there is none.
+    """
     try:
         head = model.get_submodule(path)
     except AttributeError:
@@ -35,4 +39,4 @@ def copy_head(model: nn.Module, path: str) -> nn.Module:
             f"the adapter carries a trained head {path!r}, and {type(model).__name__} has no such "
             f"module (its heads: {there}); load the base with the class for the adapter's task"
         ) from None
-    return copy.deepcopy(head)
+    return dequantize_layers(copy.deepcopy(head))

@@ -17,7 +17,8 @@ Both libraries are recognised by what their weights carry, so neither need be in
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+import math
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
@@ -54,11 +55,38 @@ def dequantize_weight(module: nn.Module) -> torch.Tensor:
     return dense
 
 
+def dequantize_layers(module: nn.Module) -> nn.Module:
+    """The same module with plain linear layers, in the precision that reading gives, in place of
+    quantized ones; itself one where it is one."""
+    for name, child in list(module.named_children()):
+        setattr(module, name, dequantize_layers(child))
+    if not is_quantized(module):
+        return module
+    weight, bias = dequantize_weight(module), getattr(module, "bias", None)
+    rows, columns = weight.shape
+    plain = nn.Linear(columns, rows, bias is not None, device="meta")
+    plain.weight = nn.Parameter(weight)
+    if isinstance(bias, nn.Parameter):
+        plain.bias = nn.Parameter(bias.detach().to(weight.dtype))
+    return plain.train(module.training)
+
+
 def get_shape(module: nn.Module) -> tuple[int, int]:
     """(out_features, in_features) of a layer for which `is_quantized` holds."""
     weight: Any = module.weight
     rows, columns = weight.quant_state.shape if _is_4bit(weight) else weight.shape
     return int(rows), int(columns)
+
+
+def count_weights(model: nn.Module, without: str = "") -> int:
+    """How many weights a model has, where two of them share a byte too; those under the child
+    `without` are left out."""
+    named: Iterable[tuple[str, Any]] = model.named_parameters()
+    return sum(
+        math.prod(tensor.quant_state.shape) if _is_4bit(tensor) else tensor.numel()
+        for name, tensor in named
+        if name.split(".")[0] != without
+    )
 
 
 def sample_weight(

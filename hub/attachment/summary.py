@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from torch import nn
 
 from hub.attachment.fitting import Fit
+from hub.quantization import count_weights
 
 
 @dataclass(frozen=True)
@@ -52,7 +53,7 @@ class Summary:
 
 def summarize(model: nn.Module, fits: Sequence[Fit], child: str) -> Summary:
     """Count what `model` holds; `child` names the container of the adapters in it."""
-    base = sum(p.numel() for n, p in model.named_parameters() if not n.startswith(f"{child}."))
+    base = count_weights(model, without=child)
     return Summary(
         base,
         tuple(

@@ -18,7 +18,7 @@ from hub_registry import Finding
 
 DISTRIBUTION = "pefthub"
 Level = Literal["ok", "warning", "error"]
-EXTRAS = ("train", "serve")
+EXTRAS = ("train", "serve", "quantized")
 
 
 @click.command("doctor", cls=Command, examples=("hub doctor", "hub doctor --upgrade"))

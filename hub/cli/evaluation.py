@@ -10,6 +10,7 @@ import click
 from hub.cli import models
 from hub.cli.commands import Command, json_option
 from hub.cli.output import print_json, print_pairs
+from hub.cli.quantizing import QUANTIZATIONS
 from hub.cli.registry import open_registry
 from hub.errors import DataError
 
@@ -39,6 +40,11 @@ if TYPE_CHECKING:
 @click.option("--choice", "choices", multiple=True, help="A completion to choose from.")
 @click.option("--batch-size", type=int, default=8, show_default=True, help="Rows at once.")
 @click.option("--max-length", type=int, help="Tokens of a row, cut to fit.")
+@click.option(
+    "--quantize",
+    type=click.Choice([*QUANTIZATIONS, "none"]),
+    help="How to load the base; as it was trained when left out.",
+)
 @click.option("--no-record", is_flag=True, help="Don't keep the metrics in the registry.")
 @json_option("reference", "metrics", "samples", "truncated", "recorded")
 def evaluate_adapter(
@@ -50,6 +56,7 @@ def evaluate_adapter(
     choices: tuple[str, ...],
     batch_size: int,
     max_length: int | None,
+    quantize: str | None,
     no_record: bool,
     as_json: bool,
 ) -> None:
@@ -71,7 +78,7 @@ def evaluate_adapter(
                 registry.check_writable()  # before hours are spent
         template = template or find_template(adapter)
         read_examples(data, template)
-        model, tokenizer = models.load_base_of(adapter, base)
+        model, tokenizer = models.load_base_of(adapter, base, quantize)
         evaluation = hub.evaluate(
             model,
             adapter,

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hub.cli.output import notify, show_progress
+from hub.cli.quantizing import find_quantization, make_quantization
 from hub.errors import HubError
 from hub.references import is_folder, locate_folder
 
@@ -55,9 +56,12 @@ def quiet_libraries() -> Iterator[None]:
             chatter.enable_progress_bar()  # type: ignore[no-untyped-call]
 
 
-def load_model(base: str, kind: Kind | None, num_labels: int | None = None) -> Any:
+def load_model(
+    base: str, kind: Kind | None, num_labels: int | None = None, quantize: str | None = None
+) -> Any:
     """A base model on the accelerator, where there is one. Raises HubError.
 
+    quantize: one of `quantizing.QUANTIZATIONS`; the precision of the files when left out.
     What the files lack is drawn at random, and always the same: an adapter belongs to these very
     weights. For a head that is as it should be; the rest of the model is worth a note.
     """
@@ -71,11 +75,15 @@ def load_model(base: str, kind: Kind | None, num_labels: int | None = None) -> A
     changes: dict[str, Any] = {}
     if num_labels is not None:
         changes = {"num_labels": num_labels, "ignore_mismatched_sizes": True}
+    if quantize is not None:
+        heads = find_heads(outline(base, kind)) if kind == "classification" else ()
+        changes["quantization_config"] = make_quantization(quantize, heads)
     with show_progress(f"loading {base}"), explain_loading(base, "model", kind):
         model, report = getattr(transformers, CLASSES[kind]).from_pretrained(
             **locate(base), **changes, output_loading_info=True
         )
-        if torch.accelerator.is_available():
+        # One that is quantized while it is loaded is there already.
+        if torch.accelerator.is_available() and not getattr(model, "hf_device_map", None):
             model = model.to(torch.accelerator.current_accelerator())
     heads = (*find_heads(model), "lm_head")
     if missing := sorted(name for name in report["missing_keys"] if not lies_in(name, heads)):
@@ -85,6 +93,16 @@ def load_model(base: str, kind: Kind | None, num_labels: int | None = None) -> A
             "others wherever else it is loaded; take a base that has them"
         )
     return model
+
+
+def outline(base: str, kind: Kind) -> Any:
+    """The model of a base without its weights. Raises HubError."""
+    import torch
+    import transformers
+
+    config = load_config(base)
+    with explain_loading(base, "model", kind), torch.device("meta"):
+        return getattr(transformers, CLASSES[kind]).from_config(config, trust_remote_code=False)
 
 
 def load_tokenizer(base: str) -> Any:
@@ -247,20 +265,29 @@ def count_labels(texts: Sequence[str], config: Any) -> int:
     return len(distinct)
 
 
-def load_base_of(adapter: Adapter, base: str | None) -> tuple[Any, Any]:
+def load_base_of(
+    adapter: Adapter, base: str | None, quantize: str | None = None
+) -> tuple[Any, Any]:
     """The model and the tokenizer to measure an adapter on: `base`, or where it was trained.
-    Raises HubError."""
+
+    quantize: one of `quantizing.QUANTIZATIONS` or "none"; as it was trained when left out. Raises
+        HubError.
+    """
     base = base or name_base(adapter.base)
     if base is None:
         raise HubError(f"{adapter.label} does not say which base it is for; give it with --base")
-    kind = KINDS_BY_TASK.get(adapter.task_type or "") or choose_kind(load_config(base))
+    config = load_config(base)
+    kind = KINDS_BY_TASK.get(adapter.task_type or "") or choose_kind(config)
+    if quantize is None:
+        quantize = find_quantization(adapter, config)
+    quantize = None if quantize == "none" else quantize
     heads = [
         tensor
         for name, tensor in adapter.tensors.items()
         if name.startswith(tuple(f"{path}." for path in adapter.heads)) and tensor.dim() == 2
     ]
     labels = len(heads[-1]) if heads and kind == "classification" else None
-    return load_model(base, kind, labels), load_tokenizer(base)
+    return load_model(base, kind, labels, quantize), load_tokenizer(base)
 
 
 def name_base(identity: BaseIdentity | None) -> str | None:

@@ -12,6 +12,7 @@ import click
 from hub.cli import models
 from hub.cli.commands import Command, json_option
 from hub.cli.output import format_metrics, notify, print_json, print_pairs
+from hub.cli.quantizing import QUANTIZATIONS
 from hub.cli.registry import open_registry
 from hub.errors import FileError, HubError
 from hub.references import locate_folder
@@ -33,6 +34,7 @@ CHECKPOINTS = "checkpoints"
         "hub train --base bert-base-uncased --method lora --data reviews.jsonl --name reviews",
         "hub train --base ./llama --method lora --set r=16 --set targets=attention "
         "--data qa.csv --template '{{ question }}|||{{ answer }}' --name qa --task qa",
+        "hub train --base ./llama --quantize nf4 --method lora --data reviews.jsonl --name small",
     ),
 )
 @click.option("--base", required=True, help="The base model: a folder, org/repo, or org/repo@rev.")
@@ -66,7 +68,15 @@ CHECKPOINTS = "checkpoints"
 @click.option("--max-steps", type=int, help="Optimizer steps, instead of epochs.")
 @click.option("--learning-rate", type=float, default=2e-4, show_default=True, help="The highest.")
 @click.option("--batch-size", type=int, default=8, show_default=True, help="Rows at once.")
+@click.option(
+    "--optimizer", help="transformers' name of one, such as adamw_8bit or paged_adamw_8bit."
+)
 @click.option("--max-length", type=int, help="Tokens of a row, cut to fit.")
+@click.option(
+    "--quantize",
+    type=click.Choice(list(QUANTIZATIONS)),
+    help="Load the base in 4 bits (nf4, as QLoRA) or 8 bits a weight; needs bitsandbytes.",
+)
 @click.option(
     "--seed",
     type=click.IntRange(0, 2**32 - 1),
@@ -96,7 +106,9 @@ def train_adapter(
     max_steps: int | None,
     learning_rate: float,
     batch_size: int,
+    optimizer: str | None,
     max_length: int | None,
+    quantize: str | None,
     seed: int,
     resume: bool,
     as_json: bool,
@@ -118,6 +130,7 @@ def train_adapter(
 
         import hub
         from hub.discovery import installed_methods
+        from hub.quantization import count_weights
         from hub.training.data import read_examples
 
         # What can be wrong is looked at before hours are spent.
@@ -136,7 +149,8 @@ def train_adapter(
         labels = None
         if kind == "classification":
             labels = models.count_labels([e.completion for e in examples.items], base_config)
-        model, tokenizer = models.load_model(base, kind, labels), models.load_tokenizer(base)
+        model = models.load_model(base, kind, labels, quantize)
+        tokenizer = models.load_tokenizer(base)
         torch.manual_seed(seed)
         adapter = hub.Adapter.create(method, model, **config)
         adapter.task = task
@@ -153,6 +167,7 @@ def train_adapter(
             max_steps=max_steps,
             learning_rate=learning_rate,
             batch_size=batch_size,
+            optimizer=optimizer,
             max_length=max_length,
             seed=seed,
             output=folder / CHECKPOINTS if folder is not None else None,
@@ -162,7 +177,7 @@ def train_adapter(
             adapter.save(folder)
         version = register(registry, adapter, name, folder) if name is not None else None
         trainable = sum(tensor.numel() for tensor in adapter.tensors.values())
-        total = sum(parameter.numel() for parameter in model.parameters())
+        total = count_weights(model)
     if as_json:
         print_json(
             {

@@ -16,9 +16,9 @@ import hub
 from hub.bases import read_weight
 from hub.errors import AttachError
 from hub.sites import find_sites
-from tests.quantized import FORMATS, hash_base, load_base, save_base
+from tests.quantized import FORMATS, SIZES, hash_base, load_base, make_quantization, save_base
 from tests.snapshots import run, shake_adapter, take_snapshot
-from tests.tiny import make_inputs
+from tests.tiny import build_tiny, make_inputs
 
 METHODS = (
     *("houlsby", "ia3", "llama_adapter", "lora", "parallel", "pfeiffer", "prefix", "prompt"),
@@ -195,6 +195,31 @@ def test_copy_of_a_merged_model_is_its_own(tmp_path: Path) -> None:
     assert inner is not None
     inner.detach()
     assert torch.equal(run(twin), bare)
+
+
+@pytest.mark.parametrize("form", FORMATS)
+def test_trained_head_of_a_quantized_base_is_not_quantized(tmp_path: Path, form: str) -> None:
+    classifier = build_tiny("bert", "classification", num_labels=32, **SIZES["bert"])
+    classifier.save_pretrained(tmp_path)
+    model = type(classifier).from_pretrained(tmp_path, quantization_config=make_quantization(form))
+    model.eval()
+    adapter = hub.Adapter.create("lora", model)
+    assert adapter.tensors["classifier.weight"].shape == (32, 64)
+    with torch.no_grad():
+        adapter.tensors["classifier.bias"].add_(5)
+    bare = run(model)
+    with hub.attach(model, adapter, trainable=False) as attachment:
+        torch.testing.assert_close(run(model), bare + 5, rtol=1e-2, atol=1e-1)
+        attachment.merge()
+        torch.testing.assert_close(run(model), bare + 5, rtol=1e-2, atol=1e-1)
+    assert torch.equal(run(model), bare)
+
+
+def test_summary_counts_weights_and_not_bytes(tmp_path: Path) -> None:
+    plain = save_base(tmp_path)
+    model = load_base(tmp_path, "nf4")
+    with hub.attach(model, hub.Adapter.create("lora", model)) as attachment:
+        assert attachment.summary().base == plain.num_parameters()
 
 
 def test_method_that_is_no_change_of_weights_is_not_merged(tmp_path: Path) -> None:

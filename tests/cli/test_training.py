@@ -325,3 +325,60 @@ def test_eval_that_could_not_record_does_not_measure(
     line = fail("eval reviews --data test.jsonl --base ./nothing")
     assert line == "the database can't be opened for this"
     assert "recorded  no" in run("eval reviews --data test.jsonl --no-record").stdout
+
+
+@pytest.fixture
+def small() -> Path:
+    """A folder with a base whose sizes bitsandbytes takes on every processor."""
+    build_tiny("llama", hidden_size=64, intermediate_size=128).save_pretrained("small")
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        shutil.copy(Path("llama") / name, "small")
+    return Path("small")
+
+
+@pytest.mark.usefixtures("small")
+@pytest.mark.parametrize(
+    ("form", "said"), [("nf4", "bitsandbytes-nf4-double"), ("int8", "bitsandbytes-int8")]
+)
+def test_train_on_a_quantized_base_and_measure_there(
+    read: Callable[..., Any], run: Run, form: str, said: str
+) -> None:
+    read(f"train --base ./small --quantize {form} --method lora --data reviews.jsonl "
+         f"--optimizer adamw_8bit --name q {QUICK}")  # fmt: skip
+    base = hub.load("q").base
+    assert base is not None and base.quantization == said
+    own = run("eval q --data test.jsonl --json")
+    assert own.stderr == ""
+    whole = run("eval q --data test.jsonl --quantize none --json")
+    assert f"the quantization is none, not {said}" in whole.stderr
+    assert json.loads(own.stdout)["metrics"] != json.loads(whole.stdout)["metrics"]
+
+
+def test_train_a_new_head_on_a_quantized_base(read: Callable[..., Any]) -> None:
+    read(f"{TRAIN} --quantize int8 --name q")
+    adapter = hub.load("q")
+    assert adapter.tensors["classifier.weight"].shape == (2, 32)
+    assert adapter.base is not None and adapter.base.quantization == "bitsandbytes-int8"
+    assert read("eval q --data test.jsonl")["metrics"].keys() == {"accuracy"}
+
+
+@pytest.mark.usefixtures("small")
+def test_quantizing_without_bitsandbytes_says_what_to_install(
+    run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("hub.cli.quantizing.find_spec", lambda name: None)
+    result = run(
+        f"train --base ./small --quantize nf4 --method lora --data reviews.jsonl --name q {QUICK}",
+        code=1,
+    )
+    assert "run: pip install 'pefthub[quantized]'" in result.stderr
+
+
+@pytest.mark.usefixtures("small")
+def test_paged_optimizer_without_a_gpu_is_refused(run: Run) -> None:
+    result = run(
+        "train --base ./small --method lora --data reviews.jsonl --name q "
+        f"--optimizer paged_adamw_8bit {QUICK}",
+        code=1,
+    )
+    assert "the model is on the cpu; take adamw_8bit" in result.stderr
