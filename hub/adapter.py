@@ -186,7 +186,7 @@ class Adapter:
             "task_type": self.task_type,
             "base_model_name_or_path": self.base.repo if self.base else None,
             "revision": self.base.revision if self.base else None,
-            "modules_to_save": list(self.heads) or None,
+            **({"modules_to_save": list(self.heads)} if self.heads else {}),
             "inference_mode": True,
             **method.write_config(self.config),
         }

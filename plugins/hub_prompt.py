@@ -132,10 +132,7 @@ class Prompt(hub.Method[PromptConfig]):
         return tensors["prompt_embeddings"]
 
     def write_config(self, config: PromptConfig) -> dict[str, Any]:
-        """The fields of peft's PromptTuningConfig.
-
-        peft makes a text's start anew when it goes on training, and needs the tokenizer for it.
-        """
+        """The fields of peft's PromptTuningConfig, which takes no text without a tokenizer."""
         start = "SAMPLE_VOCAB" if config.start == "vocabulary" else "RANDOM"
         fields = {
             "num_virtual_tokens": config.tokens,
