@@ -55,6 +55,7 @@ class Front:
     blank: placeholders whose vectors don't matter, since their keys and values are replaced.
     prompts: modules whose `extend` gives virtual tokens, (n, d_model), one after the other.
     moved: positions that attention alone is given, by which the tokens' positions move on.
+    offset: positions that the model puts before all of these by itself.
     cut: whether the outputs shall be those of the tokens given alone.
     fill: puts what attention alone is given into a cache for so many rows, where it can.
     """
@@ -68,6 +69,7 @@ class Front:
         blank: int = 0,
         prompts: Sequence[nn.Module] = (),
         moved: int = 0,
+        offset: int = 0,
         cut: bool = True,
     ) -> None:
         self.switch = switch
@@ -76,6 +78,7 @@ class Front:
         self.blank = blank
         self.prompts = tuple(prompts)
         self.moved = moved
+        self.offset = offset
         self.cut = cut
         self.fill: Callable[[Any, int], bool] | None = None
         with torch.no_grad():
@@ -131,7 +134,8 @@ class Front:
         frame = pop_frame(self)
         if frame is None or output is None:
             return None
-        for kept in (find_cache(kwargs), find_cache(output)):
+        given = find_cache(kwargs)
+        for kept in (find_cache(output), given if count_cached(given) else None):
             write_mark(kept, (frame.cached, frame.behind))
         return cut_output(output, frame) if self.cut else None
 
@@ -142,17 +146,19 @@ class Front:
         frame = self.frame
         if frame is None or not frame.inserted or not isinstance(output, Tensor):
             return None
-        if output.shape[:2] != (frame.rows, frame.inserted + frame.length):
+        total = self.offset + frame.inserted + frame.length
+        if output.shape[:2] != (frame.rows, total):
             return None
-        return self.put_prompts(output)
+        return self.put_prompts(output, self.offset)
 
-    def put_prompts(self, vectors: Tensor) -> Tensor:
+    def put_prompts(self, vectors: Tensor, offset: int = 0) -> Tensor:
         """(rows, positions, d_model) with the virtual tokens after the blank ones."""
         if not self.prompts:
             return vectors
         tokens = torch.cat([module.extend() for module in self.prompts])  # type: ignore[operator]
         tokens = tokens.to(vectors.device, vectors.dtype)[None].expand(len(vectors), -1, -1)
-        return torch.cat([vectors[:, : self.blank], tokens, vectors[:, self.count :]], dim=1)
+        start, end = offset + self.blank, offset + self.count
+        return torch.cat([vectors[:, :start], tokens, vectors[:, end:]], dim=1)
 
     def _fill_cache(self, kept: Any, rows: int) -> bool:
         return self.fill is not None and bool(self.fill(kept, rows))
@@ -173,7 +179,8 @@ class Front:
             device = next(v.device for v in kwargs.values() if isinstance(v, Tensor))
             count = frame.inserted + frame.length
             start = count_cached(kept) + self.moved
-            kwargs["position_ids"] = torch.arange(start, start + count, device=device)[None]
+            positions = torch.arange(start, start + count, device=device)
+            kwargs["position_ids"] = positions.expand(frame.rows, -1)
         places = kwargs.get("cache_position")
         if places is not None:
             front = torch.arange(frame.inserted, device=places.device)
@@ -266,8 +273,12 @@ def list_parameters(module: nn.Module) -> tuple[str, ...]:
 
 
 def choose_word(model: nn.Module) -> int:
-    """The id of a token that means nothing special to `model`, for placeholders."""
-    return list_words(model)[0]
+    """The id of a token that means nothing special to `model`, for placeholders.
+
+    From the middle: the lowest ids are special even where no configuration says so.
+    """
+    words = list_words(model)
+    return words[len(words) // 2]
 
 
 def count_virtual(module: nn.Module) -> int:
@@ -293,6 +304,8 @@ def pop_frame(front: Front) -> Frame | None:
 
 def find_cache(values: Any) -> Any:
     """What a forward keeps for the next one, among its arguments or in its output."""
+    if isinstance(values, tuple):
+        return next((value for value in values if hasattr(value, "get_seq_length")), None)
     if not isinstance(values, Mapping):
         return None
     return next((values[name] for name in CACHES if values.get(name) is not None), None)

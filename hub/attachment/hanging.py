@@ -39,7 +39,15 @@ def hang_fronts(model: nn.Module, effects: Effects, switch: Switch) -> list[Remo
     front = None
     if prompts or blank or moved:
         host = model.get_submodule(stacks.decoder)
-        front = Front(switch, host, choose_word(model), blank=blank, prompts=prompts, moved=moved)
+        front = Front(
+            switch,
+            host,
+            choose_word(model),
+            blank=blank,
+            prompts=prompts,
+            moved=moved,
+            offset=max(site.offset for site, _ in effects),
+        )
         handles += hang_front(front, host, model, place)
     return handles + hang_looks(model, looks, front, switch)
 
@@ -80,9 +88,9 @@ def hang_looks(
             module = model.get_submodule(site.path)
             look = AttentionEffect(switch, front, site, prefixes, outputs)
             handles.append(module.register_forward_hook(look))
-            if prefixes:
-                by_layer[getattr(module, "layer_idx", None) or 0] = look
-    if front is not None and len(by_layer) == sum(1 for _, m in looks if find_prefixes(m)):
+            if prefixes and site.cached:
+                by_layer[module.layer_idx] = look  # type: ignore[index]
+    if front is not None and by_layer:
         front.fill = CacheFiller(by_layer)
     return handles
 

@@ -220,8 +220,6 @@ def count_users(model: nn.Module) -> dict[int, int]:
         for parameter in module.parameters(recurse=False):
             holders.setdefault(id(parameter), []).append(path)
     return {
-        parameter: sum(
-            not any(other.startswith(f"{path}.") for other in paths) for path in paths
-        )
+        parameter: sum(not any(other.startswith(f"{path}.") for other in paths) for path in paths)
         for parameter, paths in holders.items()
     }

@@ -158,12 +158,16 @@ class FeedEffect:
             return None  # the module is called by itself
         if frame is not None and not frame.inserted:
             return None
-        if frame is not None and output.shape[self.axis] != frame.inserted + frame.length:
-            return None
         start, end = self.part
         extended = torch.cat([module.extend() for module in self.prefixes])  # type: ignore[operator]
         extended = extended[:, start:end].to(output.device, output.dtype)
-        rest = output.narrow(self.axis, len(extended), output.shape[self.axis] - len(extended))
-        shape = list(rest.shape)
+        before = self.front.offset
+        after = before + len(extended)
+        head, tail = (
+            output.narrow(self.axis, 0, before),
+            output.narrow(self.axis, after, output.shape[self.axis] - after),
+        )
+        shape = list(output.shape)
         shape[self.axis] = len(extended)
-        return torch.cat([extended.unsqueeze(1 - self.axis).expand(shape), rest], dim=self.axis)
+        middle = extended.unsqueeze(1 - self.axis).expand(shape)
+        return torch.cat([head, middle, tail] if before else [middle, tail], dim=self.axis)

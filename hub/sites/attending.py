@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -21,8 +21,8 @@ PADDED = 2
 class AttentionCall:
     """One call of an attention function: by which module, the nodes of query, key and value, how
     many heads the keys have and how wide those of a position are, all heads together. `plain` where
-    a mask alone tells positions apart: a bias by distance would have to know of positions that are
-    put in front."""
+    positions are told apart by a mask that the values have no say in: a bias by distance, or a
+    choice among the keys, would have to know of positions that are put in front."""
 
     path: str
     query: int
@@ -75,10 +75,49 @@ class Recorder(AttentionHook):
                     key.shape[1],
                     key.shape[1] * key.shape[3],
                     value.shape[1] * value.shape[3],
-                    more.get("position_bias") is None and key.shape[1] == value.shape[1],
+                    more.get("position_bias") is None
+                    and key.shape[1] == value.shape[1]
+                    and not any(
+                        self.flow.is_computed(self.flow.find_node(mask))
+                        for mask in [*tensors[3:], *list_tensors(more)]
+                    ),
                 )
             )
         return function(module, *given, **more)
+
+
+def list_tensors(values: Mapping[str, Any]) -> list[Tensor]:
+    """The tensors among an attention function's named arguments that bear on what is attended to;
+    positions don't."""
+    return [v for name, v in values.items() if isinstance(v, Tensor) and "position_ids" not in name]
+
+
+def fills_cache(
+    model: nn.Module,
+    inputs: Mapping[str, Any],
+    modules: Mapping[str, nn.Module],
+    calls: Sequence[AttentionCall],
+) -> bool:
+    """Whether a plain cache of `model` keeps just the keys and values that its attention functions
+    are given, each module its own. A tiny forward."""
+    from transformers.cache_utils import DynamicCache
+
+    if "past_key_values" not in inspect.signature(model.forward).parameters:
+        return False
+    config: Any = model.config
+    kept = DynamicCache(config=config)
+    with torch.no_grad():
+        model(**{**inputs, "use_cache": True, "past_key_values": kept})
+    for call in calls:
+        place = getattr(modules[call.path], "layer_idx", None)
+        if not isinstance(place, int) or place >= len(kept.layers):
+            return False
+        for name, width in (("keys", call.key_width), ("values", call.value_width)):
+            held = getattr(kept.layers[place], name, None)
+            shape = tuple(held.shape) if isinstance(held, Tensor) else ()
+            if len(shape) != 4 or (shape[1], shape[1] * shape[3]) != (call.heads, width):
+                return False
+    return True
 
 
 def keeps_positions(model: nn.Module, inputs: Mapping[str, Any]) -> bool:
@@ -91,6 +130,8 @@ def keeps_positions(model: nn.Module, inputs: Mapping[str, Any]) -> bool:
     ids = inputs.get("input_ids")
     if ids is None or not {"position_ids", "attention_mask"} <= set(names):
         return False
+    if ids.is_meta:  # there are no values to compare, and nearly every model does
+        return True
     positions = torch.arange(ids.shape[1], device=ids.device)[None]
     mask = torch.ones_like(ids)
     mask[:, :PADDED] = 0

@@ -63,6 +63,7 @@ def find_looks(
         *((call, call) for call in trace.attention),
         *((attention, None) for attention in attentions),
     ]
+    callers = {call.path for call in trace.attention}
     looks: dict[tuple[str, ...], Look] = {}
     for operand, call in operands:
         feeds = find_feeds(trace.flow, (operand.key, operand.value), made)
@@ -73,6 +74,8 @@ def find_looks(
         if own and asked.isdisjoint(feed.given for feed in feeds):
             continue
         path = call.path if call is not None else paths[0].rpartition(".")[0]
+        if path in (look.path for look in looks.values()) or (call is None and path in callers):
+            continue  # the module makes more of what it attends with than one projection of each
         shape = trace.flow.nodes[operand.key].shape
         looks[paths] = Look(
             path,

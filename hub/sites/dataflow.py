@@ -25,6 +25,13 @@ _AFFINE = frozenset(["add", "add_", "div", "div_", "mul", "mul_", "sub", "sub_"]
 # Of an operand only shape, type and device matter; and nothing is in the memory yet.
 _FROM_SHAPE = ("empty", "full", "new_", "ones", "rand", "zeros")
 _RAW = ("empty", "new_empty")
+# What says which or whether: no gradient comes back through a choice.
+_CHOICES = frozenset(
+    [
+        *("argmax", "argmin", "argsort", "bucketize", "eq", "ge", "gt", "isin", "le", "lt", "max"),
+        *("min", "multinomial", "ne", "nonzero", "searchsorted", "sort", "topk"),
+    ]
+)
 # Part of the first operand, chosen by the others.
 _FROM_TABLE = frozenset(["index", "index_select", "gather", "select", "slice", "take"])
 
@@ -140,6 +147,20 @@ class Flow(TorchDispatchMode):  # type: ignore[no-untyped-call]
             ancestors.append(mask)
         return ancestors, bits
 
+    def find_contributors(self, nodes: Iterable[int]) -> set[int]:
+        """These nodes and every one that has a part in their values; one that only decides which
+        values are taken, such as the score of a key that is looked at or not, has none."""
+        found = set(nodes)
+        pending = list(found)
+        while pending:
+            here = self.nodes[pending.pop()]
+            if not here.floating and here.operation in _CHOICES:
+                continue
+            fresh = [parent for parent in here.parents if parent not in found]
+            found.update(fresh)
+            pending += fresh
+        return found
+
     def find_source(self, node: int, gated: bool = False) -> int | None:
         """The node that `node` is a view, a cast or a copy of, scaled and shifted by what doesn't
         depend on the model's input; None where it is something else.
@@ -163,6 +184,18 @@ class Flow(TorchDispatchMode):  # type: ignore[no-untyped-call]
             return None
         same = self.nodes[sources[0]].size == here.size
         return sources[0] if same or gated else None
+
+    def is_computed(self, node: int) -> bool:
+        """Whether activations have a say in what `node` is, be it by a choice."""
+        seen = {node}
+        pending = [node]
+        while pending:
+            here = self.nodes[pending.pop()]
+            if here.floating and here.varies:
+                return True
+            pending += (new := [parent for parent in here.parents if parent not in seen])
+            seen.update(new)
+        return False
 
     def is_product(self, node: int) -> bool:
         """Whether `node` is a matrix product of two values that depend on the model's input."""

@@ -34,10 +34,10 @@ class Site:
     (..., out_features); its weight is (out_features, in_features), the other way round where
     `transposed`. A branch is what a layer adds to its residual stream, after projection and
     dropout, before the skip connection is added: its module returns it, as element `output_index`
-    where it returns a tuple or a mapping, and both sizes are d_model. `stream` is the path of a module
-    that is given the stream which the branch is added to, where there is one, and `norm` that of
-    the norm that comes right after the sum, as in BERT. A norm brings every vector to one scale;
-    both sizes are the length of the vectors.
+    where it returns a tuple or a mapping, and both sizes are d_model. `stream` is the path of a
+    module that is given the stream which the branch is added to, where there is one, and `norm`
+    that of the norm that comes right after the sum, as in BERT. A norm brings every vector to one
+    scale; both sizes are the length of the vectors.
 
     `block` is the index of the layer, None outside the layers; an encoder's and a decoder's layers
     are each counted from 0. `input_name` is the keyword of the module's first tensor where no
@@ -52,7 +52,8 @@ class Site:
     ``{module}.{parameter}.{expert}``.
 
     The site of kind embedding is the model's input, where virtual tokens are put in front; both
-    sizes are d_model. The path is that of the input embeddings. There is one, of role input, or
+    sizes are d_model. The path is that of the input embeddings; `offset` is how many positions the
+    model puts in front by itself, there and at an attention. There is one, of role input, or
     encoder in an encoder-decoder model.
 
     A site of kind attention is a module that lets positions look at each other: `in_features` is
@@ -62,9 +63,10 @@ class Site:
     be reached. `inserted` says that virtual positions can't be given to the attention alone and go
     through the whole model as tokens: the widths are then those of what the feeds give, and
     `out_features` is 0 unless there is one for the keys and one for the values; `axis` is that of
-    the positions there. `turned` says that keys are changed on the way from there, by their
+    the positions there. `cached` says that a plain cache keeps just its keys and values. `turned`
+    says that keys are changed on the way from there, by their
     position or a norm. An encoder-decoder model has such sites in the decoder, for its look at
-    itself.
+    itself, and their role is decoder; elsewhere it is attention.
 
     Roles of a projection: query, key, value, qkv (several of them), output (of an attention); in,
     gate, out (of a feed-forward or a mixer; a gate goes through the activation); head (after the
@@ -90,6 +92,8 @@ class Site:
     axis: int = 1
     width: int = 0
     turned: bool = False
+    cached: bool = False
+    offset: int = 0
     stream: str | None = None
     norm: str | None = None
     tied: str | None = None
@@ -211,6 +215,8 @@ def _read_sites(trace: Trace, model: nn.Module, modules: dict[str, nn.Module]) -
         *_make_attentions(findings, model),
         *_make_input(findings, model),
     ]
+    felt = _find_felt(trace)
+    sites = [s for s in sites if s.kind not in ("projection", "norm") or s.owner in felt]
     order = {path: (turn, 0) for turn, path in enumerate(calls)}
     for site in sites:
         if site.kind == "attention":  # before what its output goes through
@@ -226,6 +232,15 @@ def _read_sites(trace: Trace, model: nn.Module, modules: dict[str, nn.Module]) -
         for site in sites
     ]
     return tuple(sorted(sites, key=lambda site: order[site.owner]))
+
+
+def _find_felt(trace: Trace) -> set[str]:
+    """The paths of the modules whose values have a part in what the model gives.
+
+    What only picks keys or tokens, and what is computed in vain, would never learn.
+    """
+    part = trace.flow.find_contributors(trace.outputs)
+    return {call.path for call in trace.calls if any(node in part for _, node in call.returned)}
 
 
 def _make_norms(findings: _Findings) -> Iterator[Site]:
@@ -274,13 +289,14 @@ def _make_attentions(findings: _Findings, model: nn.Module) -> Iterator[Site]:
         findings.trace, findings.attentions, _list_projections(findings), own=bool(decoder)
     )
     inserted = bool(decoder) or not can_extend(findings.trace, looks)
+    offset = max((site.offset for site in _make_input(findings, model)), default=0)
     for look in looks:
         if decoder and not look.path.startswith(f"{decoder}."):
             continue
         site = Site(
             "attention",
             look.path,
-            "attention",
+            "decoder" if decoder else "attention",
             findings.layers.get(find_layer(look.path, findings.layers) or ""),
             in_features=0,
             out_features=0,
@@ -291,6 +307,8 @@ def _make_attentions(findings: _Findings, model: nn.Module) -> Iterator[Site]:
             axis=look.axis or 0,
             width=_get_sizes(findings.modules[look.feeds[0]])[0],
             turned=look.turned,
+            cached=findings.trace.fills_cache,
+            offset=offset,
         )
         if inserted and look.axis is not None:
             sizes = [_get_sizes(findings.modules[path])[1] for path in look.feeds]
@@ -309,19 +327,26 @@ def _make_input(findings: _Findings, model: nn.Module) -> Iterator[Site]:
     returned = findings.calls[path].returned
     if not returned:
         return
-    width = findings.trace.flow.nodes[returned[0][1]].shape[-1]
+    shape = findings.trace.flow.nodes[returned[0][1]].shape
+    offset = shape[1] - findings.trace.length if len(shape) == 3 else 0
     role = "encoder" if stacks.encoder else "input"
-    yield Site("embedding", path, role, None, width, width)
+    yield Site("embedding", path, role, None, shape[-1], shape[-1], offset=max(offset, 0))
 
 
 def _list_projections(findings: _Findings) -> list[Projection]:
-    """Every call of a linear layer."""
-    modules = findings.modules
-    return [
-        Projection(call.path, call.given, call.returned[0][1], *_get_sizes(modules[call.path]))
-        for call in findings.trace.calls
-        if is_linear(modules[call.path]) and call.given is not None and call.returned
-    ]
+    """Every call of a linear layer that was one: a class built on Linear may split its weight, or
+    choose experts by what came out."""
+    nodes = findings.trace.flow.nodes
+    found = []
+    for call in findings.trace.calls:
+        module = findings.modules[call.path]
+        alone = [node for element, node in call.returned if element is None]
+        if is_linear(module) and call.given is not None and alone:
+            rows, columns = _get_sizes(module)
+            shape = nodes[call.given].shape
+            if shape[-1:] == (rows,) and nodes[alone[0]].shape == (*shape[:-1], columns):
+                found.append(Projection(call.path, call.given, alone[0], rows, columns))
+    return found
 
 
 def _make_projections(findings: _Findings, head: nn.Module | None) -> Iterator[Site]:

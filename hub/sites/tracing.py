@@ -17,10 +17,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
 
 from hub.errors import AttachError
 from hub.quantization import Undo, keep_layouts, put_back
-from hub.sites.attending import AttentionCall, keeps_positions, watch_attention
+from hub.sites.attending import AttentionCall, fills_cache, keeps_positions, watch_attention
 from hub.sites.dataflow import Flow
 
 TOKENS = 8
@@ -47,12 +48,21 @@ class Call:
 @dataclass(frozen=True, slots=True)
 class Trace:
     """The data flow of a forward, its module calls in the order in which they returned, its calls
-    of attention functions, and whether the positions it counts can be told to it instead."""
+    of attention functions, and the nodes of what the model gives: its logits, or all its tensors
+    where nothing has that name.
+
+    keeps_positions: the positions that the model counts can be told to it instead.
+    fills_cache: a plain cache keeps what the attention functions are given.
+    length: how many tokens the model was given.
+    """
 
     flow: Flow
     calls: tuple[Call, ...]
     attention: tuple[AttentionCall, ...]
     keeps_positions: bool
+    fills_cache: bool
+    length: int
+    outputs: tuple[int, ...]
 
 
 def trace_forward(model: nn.Module, example: Mapping[str, Any] | None = None) -> Trace:
@@ -100,9 +110,15 @@ def _watch_forward(model: nn.Module, inputs: Mapping[str, Any]) -> Trace:
             for value in inputs.values():
                 if isinstance(value, Tensor):
                     flow.mark_input(value)
-            model(**inputs)
+            output = model(**inputs)
+            output = getattr(output, "logits", output)
+            outputs = tuple(
+                flow.find_node(leaf) for leaf in tree_leaves(output) if isinstance(leaf, Tensor)
+            )
         told = bool(attention) and keeps_positions(model, inputs)
-    return Trace(flow, tuple(calls), tuple(attention), told)
+        cached = told and fills_cache(model, inputs, modules, attention)
+    length = next(value.shape[1] for value in inputs.values() if isinstance(value, Tensor))
+    return Trace(flow, tuple(calls), tuple(attention), told, cached, length, outputs)
 
 
 def _make_hook(path: str, flow: Flow, calls: list[Call]) -> Callable[..., None]:
