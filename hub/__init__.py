@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from hub.bases import Base
     from hub.bottlenecks import Bottleneck, BottleneckConfig
     from hub.composition import Stack
+    from hub.differences import DifferenceConfig, DifferenceMethod
     from hub.hookspecs import hookimpl
     from hub.method import Method, Training, drop_neutral
     from hub.references import load
@@ -44,6 +45,8 @@ __all__ = [
     "Bottleneck",
     "BottleneckConfig",
     "ConfigError",
+    "DifferenceConfig",
+    "DifferenceMethod",
     "HubError",
     "Method",
     "Registry",
@@ -67,6 +70,8 @@ _HOMES = {
     "Base": "bases",
     "Bottleneck": "bottlenecks",
     "BottleneckConfig": "bottlenecks",
+    "DifferenceConfig": "differences",
+    "DifferenceMethod": "differences",
     "Method": "method",
     "Registry": "registration",
     "Site": "sites",

@@ -36,10 +36,13 @@ class Training:
 
     penalty: called once a step, gives a scalar tensor that is added to the loss.
     after_step: called with the number of optimizer steps done (1 after the first).
+    result_from: the number of steps from which the adapter is what it shall become; what is
+        measured before can't be the best.
     """
 
     penalty: Callable[[], torch.Tensor] | None = None
     after_step: Callable[[int], None] | None = None
+    result_from: int = 0
 
 
 class Method(ABC, Generic[C]):
@@ -90,8 +93,8 @@ class Method(ABC, Generic[C]):
         A module that has ``before(x)`` changes what goes into the site's module: x becomes what it
         returns, for the site and for every other adapter there. It needs no forward then.
 
-        At a branch whose `stream` is known, a module with the attribute ``reads_stream = True`` gets
-        as x the residual stream that y will be added to, in y's shape.
+        At a branch whose `stream` is known, a module with the attribute ``reads_stream = True``
+        gets as x the residual stream that y will be added to, in y's shape.
 
         Where `build_shared` returned a module it is given as a third argument; it may be kept as
         a child.

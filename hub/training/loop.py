@@ -130,6 +130,12 @@ class AdapterTrainer(Trainer):
         kept = (self.state.global_step, self.state.best_global_step)
         drop_checkpoints(Path(str(self.args.output_dir)), kept)
 
+    def _determine_best_metric(self, metrics: Any, trial: Any) -> bool:
+        """Whether this checkpoint is the best yet."""
+        if self.state.global_step < self._part.training.result_from:
+            return False
+        return super()._determine_best_metric(metrics, trial)
+
     def _load_best_model(self) -> None:
         """Left to `load_best`, which also finds it in a folder that was moved."""
 
