@@ -23,7 +23,7 @@ from torch import nn
 
 import hub
 
-# Section 3.3 of the paper: the query's bias and the one at the start of the feed-forward.
+# What the paper finds to be enough: the query's bias and the one at the start of the feed-forward.
 FEW = frozenset({"query", "in"})
 
 

@@ -7,9 +7,9 @@
 Pruning", section 3, https://arxiv.org/abs/2012.07463. The gates z are hard-concrete: they are
 exactly zero or one with some probability, and the penalty lambda sum sigmoid(a - log(-l / r)), the
 expected number that are not zero, closes them (section 3.1). Structured, a second gate for each
-whole weight or bias multiplies those of its elements (section 3.2). Then the elements of D that are
+whole weight or bias multiplies those of its elements (section 3.3). Then the elements of D that are
 largest by amount are kept, `density` of all, the others are zero for good, and what is left learns
-on (section 3.3). While serving, u is one half.
+on (section 3.2). While serving, u is one half.
 
 w starts at zero and a at 5, so a new adapter changes nothing and nearly every gate is open.
 
@@ -154,7 +154,7 @@ class Diff(hub.DifferenceMethod[DiffConfig]):
 
 
 def open_gates(a: torch.Tensor, *, noisy: bool) -> torch.Tensor:
-    """z: hard-concrete, equation 5 and what follows it; without noise, u is one half."""
+    """z: hard-concrete (section 3.1); without noise, u is one half."""
     if noisy:
         u = torch.rand_like(a).clamp(1e-4, 1 - 1e-4)
         a = a + torch.log(u) - torch.log1p(-u)

@@ -4,8 +4,8 @@
 
 y is what the feed-forward adds to the residual stream x.
 
-He et al., 2022, "Towards a Unified View of Parameter-Efficient Transfer Learning", section 3.3 and
-table 1, https://arxiv.org/abs/2110.04366. W_up and the biases start at zero, so a new adapter
+He et al., 2022, "Towards a Unified View of Parameter-Efficient Transfer Learning", section 3.3,
+https://arxiv.org/abs/2110.04366. W_up and the biases start at zero, so a new adapter
 changes nothing; W_down starts Kaiming-uniform.
 
 What differs from the paper: where a norm comes first in the layer, which the paper does not treat,

@@ -7,7 +7,7 @@ as in BERT; where norms come first, as in GPT-2, there is none and s = x + y. Th
 becomes n(x + a(y)).
 
 Pfeiffer et al., 2021, "AdapterFusion: Non-Destructive Task Composition for Transfer Learning",
-section 3.2 and appendix A.1, https://arxiv.org/abs/2005.00247; also the adapters of MAD-X
+https://arxiv.org/abs/2005.00247; also the adapters of MAD-X
 (Pfeiffer et al., 2020, https://arxiv.org/abs/2005.00052), without the invertible ones. W_down
 and W_up start as a normal of standard deviation 0.02 and the biases at zero, as in BERT, so that a
 new adapter changes little.

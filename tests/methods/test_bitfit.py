@@ -31,7 +31,7 @@ def test_every_bias_of_the_base_is_there(kind: str) -> None:
 
 
 def test_parameters_equal_the_papers() -> None:
-    # Section 3.2: 0.09% of BERT-base's parameters, 0.08% of BERT-large's.
+    # The paper: 0.09% of BERT-base's parameters, 0.08% of BERT-large's.
     adapter = hub.Adapter.create("bitfit", build_tiny("bert", "classification"))
     heads = sum(t.numel() for n, t in adapter.tensors.items() if n.startswith("classifier"))
     count = sum(tensor.numel() for tensor in adapter.tensors.values()) - heads

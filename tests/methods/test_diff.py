@@ -6,6 +6,7 @@ import math
 from pathlib import Path
 from typing import Any
 
+import datasets
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
@@ -15,6 +16,7 @@ from hub.errors import ConfigError
 from hub_diff import DiffConfig, Gated, hub_load, hub_train, list_values, open_gates
 from tests.snapshots import run, take_snapshot
 from tests.tiny import build_tiny, make_inputs
+from tests.training.tasks import ROWS, TEMPLATE, make_tokenizer
 
 CONFIG = DiffConfig(penalty=1.0)
 
@@ -69,7 +71,7 @@ def test_penalty_is_the_expected_number_of_open_gates() -> None:
 
 
 def test_the_papers_values_are_the_defaults() -> None:
-    # Section 4.2: l = -1.5, r = 1.5, lambda = 1.25e-7, a starts at 5, 0.5% of the parameters.
+    # The paper and its code: l = -1.5, r = 1.5, lambda = 1.25e-7, a starts at 5, 0.5% of the parameters.
     config = DiffConfig()
     assert (config.penalty, config.density) == (1.25e-7, 0.005)
     assert all(bool((a == 5).all()) for a in Gated((3,), config).list_gates())
@@ -153,6 +155,30 @@ def test_files_are_sparse_and_come_back(tmp_path: Path) -> None:
     assert (again / "adapter_model.safetensors").read_bytes() == (
         folder / "adapter_model.safetensors"
     ).read_bytes()
+
+
+def test_training_prunes_and_only_the_pruned_can_be_the_best(tmp_path: Path) -> None:
+    model = build_tiny("llama")
+    adapter = hub.Adapter.create("diff", model, density=1e-4)
+    result = hub.train(
+        model,
+        adapter,
+        datasets.Dataset.from_list(ROWS),
+        tokenizer=make_tokenizer(),
+        template=TEMPLATE,
+        eval_dataset=datasets.Dataset.from_list(ROWS),
+        max_steps=6,
+        save_steps=1,
+        output=tmp_path / "run",
+    )
+    measured = {step: values["perplexity"] for step, values in result.evaluations}
+    assert min(measured, key=lambda step: measured[step]) < 3
+    assert result.best_step is not None
+    assert result.best_step >= 3
+    kept = sum(int(places.sum()) for places in list_places(adapter).values())
+    assert kept == round(1e-4 * sum(p.numel() for p in model.parameters()))
+    before = load_file(tmp_path / "run" / "checkpoint-6" / "adapter_model.safetensors")
+    assert any(name.endswith(".places") for name in before)
 
 
 def test_an_adapter_in_training_comes_back_whole(tmp_path: Path) -> None:

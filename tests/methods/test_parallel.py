@@ -39,7 +39,7 @@ def test_parameters_equal_the_papers(d: int, m: int) -> None:
 
 
 def test_half_and_four_are_the_defaults() -> None:
-    # Table 1 of the paper takes s = 4, and 512 of 1024 at the feed-forward.
+    # The paper takes s = 4, and 512 of 1024 at the feed-forward.
     config = ParallelConfig()
     assert (config.width(1024), config.scale) == (512, 4.0)
 
