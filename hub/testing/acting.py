@@ -25,7 +25,7 @@ def act_at_every_site(subject: Subject) -> None:
     model = widen_model(subject.build_model())
     adapter = subject.create_trained(model)
     inputs = make_inputs(model, ROWS, LENGTH)
-    with hub.attach(model, adapter, trainable=False) as attachment:
+    with hub.attach(model, adapter, trainable=True) as attachment:
         sites = attachment.modules(adapter)
         subject.require(bool(sites), "it acts at no site; refuse with ConfigError in choose_sites")
         prove_gradients(subject, model, inputs, sites)
@@ -41,13 +41,10 @@ def prove_gradients(
         for site, module in sites.items()
         for name, parameter in module.named_parameters()
     }
-    for parameter in named.values():
-        parameter.requires_grad_(True)
     subject.backward(model(**inputs, labels=make_labels(model, inputs)).loss)
     gradients = {name: parameter.grad for name, parameter in named.items()}
     for parameter in named.values():  # what sites share is there more than once
         parameter.grad = None
-        parameter.requires_grad_(False)
     for name, gradient in gradients.items():
         size = 0.0 if gradient is None else float(gradient.abs().max())
         subject.require(
