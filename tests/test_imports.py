@@ -98,7 +98,7 @@ def test_hub_knows_no_plugin(path: Path) -> None:
 def test_imported_packages_are_declared_dependencies() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     extras = project["optional-dependencies"]
-    wishes = [*project["dependencies"], *extras["train"], *extras["serve"]]
+    wishes = [*project["dependencies"], *extras["train"], *extras["serve"], *extras["quantized"]]
     declared = {normalize_name(re.split(r"[<>=~!\[; ]", wish)[0]) for wish in wishes}
     imported = set().union(*map(read_packages, [*HUB, *REGISTRY, *PLUGINS]))
     imported -= {"hub", "hub_registry", *(plugin.stem for plugin in PLUGINS)}
