@@ -299,7 +299,7 @@ class LoRA(hub.Method[LoRAConfig]):
         Raises ConfigError on a pattern for ranks or alphas that matches none of them.
         """
         for key in (*config.rank_pattern, *config.alpha_pattern):
-            if not any(find_pattern([key], site.path) == key for site in sites):
+            if not any(find_pattern([key], find_place(site)) == key for site in sites):
                 raise hub.ConfigError(
                     f"lora: the pattern {key!r} matches none of the {len(sites)} modules chosen, "
                     f"such as {sites[0].path}"

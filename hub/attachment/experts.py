@@ -58,23 +58,28 @@ def dispatch_experts() -> None:
     from transformers.integrations.moe import ExpertsInterface
 
     find: Callable[..., Callable[..., Any]] = ExpertsInterface.get_interface
+    # How many rows an expert gets is known only when it runs, so nothing of it can be compiled.
+    run: Callable[..., torch.Tensor] = torch.compiler.disable(run_experts)  # type: ignore[no-untyped-call]
 
     @wraps(find)
     def get_interface(table: Any, name: str, default: Callable[..., Any]) -> Callable[..., Any]:
-        return partial(call_experts, find(table, name, default))
+        return partial(call_experts, run, find(table, name, default))
 
     ExpertsInterface.get_interface = get_interface  # type: ignore[method-assign, assignment]
 
 
 def call_experts(
-    function: Callable[..., Any], module: nn.Module, *given: Any, **more: Any
+    run: Callable[..., torch.Tensor],
+    function: Callable[..., torch.Tensor],
+    module: nn.Module,
+    *given: Any,
+    **more: Any,
 ) -> torch.Tensor:
-    """Call a function of experts, or ours where adapters act on them."""
+    """Call a function of experts, or `run`, ours, where adapters act on them."""
     hook = next((h for h in module._forward_hooks.values() if isinstance(h, ExpertsHook)), None)
     if hook is None or not hook.switch.on:
-        result: torch.Tensor = function(module, *given, **more)
-        return result
-    return run_experts(hook.effects, module, *given, **more)
+        return function(module, *given, **more)
+    return run(hook.effects, module, *given, **more)
 
 
 def run_experts(

@@ -36,12 +36,9 @@ LATENT = dict(
 KINDS: dict[str, dict[str, Any]] = {
     "mixtral": dict(num_local_experts=4),
     "qwen3_moe": dict(FEW, head_dim=8, decoder_sparse_step=1),
-    "qwen2_moe": dict(FEW, shared_expert_intermediate_size=16),
-    "olmoe": dict(num_experts=4, num_experts_per_tok=2),
     "deepseek_v3": dict(ROUTED, **LATENT),
     "glm4_moe": dict(ROUTED, head_dim=8),
     "granitemoe": dict(num_local_experts=4, num_experts_per_tok=2),
-    "phimoe": dict(num_local_experts=4, num_experts_per_tok=2),
     "gpt_oss": dict(num_local_experts=4, num_experts_per_tok=2, head_dim=8),
     "nemotron_h": dict(
         ROUTED, num_hidden_layers=2, layers_block_type=["attention", "moe"], head_dim=8,
@@ -109,12 +106,14 @@ def test_lora_acts_whatever_computes_the_experts(implementation: str) -> None:
         assert not torch.allclose(run(build("mixtral")), expected)
 
 
-@pytest.mark.parametrize("options", [{}, {"dora": True}], ids=["lora", "dora"])
-@pytest.mark.parametrize("kind", ["mixtral", "gpt_oss", "aria_text", "nemotron_h"])
-def test_experts_merge_and_come_back_bit_for_bit(kind: str, options: dict[str, Any]) -> None:
+@pytest.mark.parametrize(
+    ("kind", "dora"),
+    [("mixtral", False), ("gpt_oss", True), ("aria_text", False), ("nemotron_h", True)],
+)
+def test_experts_merge_and_come_back_bit_for_bit(kind: str, dora: bool) -> None:
     model = build(kind)
     before = take_snapshot(model)
-    adapter = hub.Adapter.create("lora", model, r=2, targets=r".*experts\.\w+", **options)
+    adapter = hub.Adapter.create("lora", model, r=2, targets=r".*experts\.\w+", dora=dora)
     assert any(".down_proj.3." in name for name in adapter.tensors)
     with hub.attach(model, shake_adapter(adapter)) as attachment:
         expected = run(model)
@@ -184,7 +183,7 @@ def test_experts_of_another_device_give_nothing() -> None:
 
 
 def test_compiled_mixture_sees_adapters_come_and_go() -> None:
-    model = build("mixtral")
+    model = build("mixtral", num_hidden_layers=1, num_local_experts=2)
     adapter = shake_adapter(hub.Adapter.create("lora", model, r=2))
     inputs = make_inputs(model)
     bare = run(model)
