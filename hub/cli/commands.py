@@ -40,6 +40,9 @@ WAYS_OUT = {
     errno.EMFILE: "close some programs, or raise the limit with `ulimit -n`",
 }
 
+# Optional packages that say at import what they can't load, which is no news to who runs a command.
+CHATTER = ("bitsandbytes", "torch.utils._pytree", "torchao")
+
 # What torch says of tensors larger than the machine, in errors that say no more by their type.
 TOO_LARGE = re.compile(
     r"can't allocate memory|not enough memory|size calculation overflowed|multiplication overflow"
@@ -221,7 +224,10 @@ def is_out_of_memory(error: Exception) -> bool:
 
 @contextmanager
 def silence_warnings() -> Iterator[None]:
-    """Show none of Python's warnings, unless it was started with -W."""
+    """Show none of Python's warnings, unless it was started with -W, nor what libraries log when
+    they are imported: which kernels they do without."""
+    for name in CHATTER:
+        logging.getLogger(name).setLevel(logging.ERROR)
     with warnings.catch_warnings():
         if not sys.warnoptions:
             warnings.simplefilter("ignore")
