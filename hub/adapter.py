@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
@@ -18,6 +18,9 @@ from hub.heads import copy_head, find_heads
 from hub.identity import identify_base
 from hub.sites import find_sites, unwrap_model
 from hub_registry.identity import BaseIdentity
+
+if TYPE_CHECKING:
+    from hub.readings import Word
 
 # The fields of adapter_config.json that are there for every method; the others are its own.
 # What peft writes about itself, the run or the class does not change what an adapter computes.
@@ -196,6 +199,16 @@ class Adapter:
         return Manifest(
             self.method, self.base, self.task, self.metrics, self.lineage, version=self.reference
         )
+
+    def read_words(self, model: nn.Module, tokenizer: Any, count: int = 5) -> list[list[Word]]:
+        """The words of a base that each virtual token is nearest to; see `hub.readings`.
+
+        Raises ConfigError where there are no virtual tokens, AttachError where they don't fit.
+        """
+        from hub.readings import read_words
+
+        table: torch.Tensor = unwrap_model(model).get_input_embeddings().weight  # type: ignore[operator]
+        return read_words(self, table, tokenizer, count)
 
     @property
     def label(self) -> str:

@@ -20,6 +20,7 @@ from hub.cli.output import (
     say,
     show_progress,
 )
+from hub.cli.words import describe_words, find_words, print_words
 
 if TYPE_CHECKING:
     from hub.registration import Registry
@@ -101,17 +102,40 @@ def list_versions(registry: Registry, name: str, task: str | None, as_json: bool
     )
 
 
-@click.command("show", cls=Command, examples=("hub show sst2@3", "hub show sst2@production --json"))
+@click.command(
+    "show",
+    cls=Command,
+    examples=(
+        "hub show sst2@3",
+        "hub show sst2@production --json",
+        "hub show prompt@1 --base bert-base-uncased --nearest 3",
+    ),
+)
 @click.argument("reference")
+@click.option(
+    "--base",
+    help="The base model, for the words that virtual tokens are nearest to; the one that it was "
+    "trained on when left out, where that is on this machine.",
+)
+@click.option(
+    "--nearest",
+    type=click.IntRange(1),
+    default=5,
+    show_default=True,
+    metavar="N",
+    help="How many words for each virtual token.",
+)
 @json_option(
     *("reference", "adapter", "number", "digest", "kind", "method", "task", "base", "config"),
     *("metrics", "created", "author", "note", "files", "parents", "aliases"),
     *("lineage", "publications [remote, revision]"),
+    "tokens [token, nearest [word, id, distance]] where there are virtual ones",
 )
-def show_version(reference: str, as_json: bool) -> None:
+def show_version(reference: str, base: str | None, nearest: int, as_json: bool) -> None:
     """Show all that is known of a version.
 
-    REFERENCE is name@number, name@alias, or name for the latest.
+    REFERENCE is name@number, name@alias, or name for the latest. Virtual tokens are shown by the
+    nearest words of the base.
     """
     registry = open_registry()
     version = registry.get(reference)
@@ -121,19 +145,21 @@ def show_version(reference: str, as_json: bool) -> None:
         for label, remote, revision in registry.publications(version.adapter)
         if label == version.reference
     ]
+    words = find_words(registry, version, base, nearest)
     if as_json:
-        print_json({**describe_version(version), "lineage": lineage, "publications": published})
+        document = {**describe_version(version), "lineage": lineage, "publications": published}
+        print_json(document | ({} if words is None else {"tokens": describe_words(words)}))
         return
     click.echo(click.style(version.reference, bold=True))
-    base = version.base
+    made_for = version.base
     print_pairs(
         {
             "kind": version.kind if version.kind != "adapter" else None,
             "method": version.method,
             "task": version.task,
-            "base": base.label,
+            "base": made_for.label,
             "weights": " ".join(
-                filter(None, (base.architecture, base.precision, base.quantization))
+                filter(None, (made_for.architecture, made_for.precision, made_for.quantization))
             ),
             "aliases": ", ".join(version.aliases) or None,
             "made from": ", ".join(version.parents) or None,
@@ -152,6 +178,8 @@ def show_version(reference: str, as_json: bool) -> None:
         if pairs:
             click.echo(f"\n{title}")
             print_pairs(pairs)
+    if words is not None:
+        print_words(words)
     click.echo()
     print_table(
         ("file", "size", "sha256"),
