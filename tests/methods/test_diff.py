@@ -71,7 +71,7 @@ def test_penalty_is_the_expected_number_of_open_gates() -> None:
 
 
 def test_the_papers_values_are_the_defaults() -> None:
-    # The paper and its code: l = -1.5, r = 1.5, lambda = 1.25e-7, a starts at 5, 0.5% of the parameters.
+    # The paper and its code: lambda = 1.25e-7, a starts at 5, 0.5% of the parameters.
     config = DiffConfig()
     assert (config.penalty, config.density) == (1.25e-7, 0.005)
     assert all(bool((a == 5).all()) for a in Gated((3,), config).list_gates())
