@@ -225,6 +225,7 @@ def measure_gain(layer: WithMagnitude, weight: torch.Tensor) -> torch.Tensor:
     """The same over a weight of (out_features, in_features). The gradient is m's alone."""
     with torch.no_grad():
         norm = (weight.float() + layer.multiply()).norm(dim=1)
+        norm.clamp_(min=torch.finfo(norm.dtype).tiny)  # an output whose weights are all zero
     gain: torch.Tensor = layer.lora_magnitude_vector / norm
     return gain
 
@@ -481,7 +482,7 @@ def unstack_experts(
 def is_target(path: str, config: LoRAConfig) -> bool:
     """Whether `targets`, names or a pattern, mean the module of this path."""
     if isinstance(config.targets, str):
-        return re.fullmatch(config.targets, path) is not None
+        return compile_pattern(config.targets).fullmatch(path) is not None
     return any(ends_with(path, name) for name in config.targets)
 
 

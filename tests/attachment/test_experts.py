@@ -195,3 +195,28 @@ def test_compiled_mixture_sees_adapters_come_and_go() -> None:
         torch.testing.assert_close(run(compiled, **inputs), adapted)
     torch.testing.assert_close(run(compiled, **inputs), bare)
     torch.compiler.reset()
+
+
+@pytest.mark.parametrize("kind", ["mixtral", "gpt_oss"])
+def test_half_precision_stays(kind: str) -> None:
+    model = build(kind).to(torch.bfloat16)
+    adapter = hub.Adapter.create("lora", model, r=2)
+    expected = run(model)
+    with hub.attach(model, adapter, trainable=True):
+        inputs = make_inputs(model)
+        output = model(**inputs, labels=inputs["input_ids"])
+        output.loss.backward()
+    assert output.logits.dtype == torch.bfloat16
+    torch.testing.assert_close(output.logits.detach(), expected, rtol=0.05, atol=0.02)
+
+
+def test_biases_of_experts_learn_and_merge() -> None:
+    model = build("gpt_oss")
+    before = take_snapshot(model)
+    adapter = shake_adapter(hub.Adapter.create("bitfit", model))
+    assert any(".experts.down_proj.0." in name for name in adapter.tensors)
+    with hub.attach(model, adapter) as attachment:
+        expected = run(model)
+        attachment.merge()
+        torch.testing.assert_close(run(model), expected, rtol=1e-4, atol=1e-4)
+    assert take_snapshot(model) == before
