@@ -104,6 +104,8 @@ def fills_cache(
 
     if "past_key_values" not in inspect.signature(model.forward).parameters:
         return False
+    if any(value.is_meta for value in inputs.values() if isinstance(value, Tensor)):
+        return True  # there are no values to run on, and nearly every model does
     config: Any = model.config
     kept = DynamicCache(config=config)
     with torch.no_grad():

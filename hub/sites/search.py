@@ -186,7 +186,9 @@ def _has_bias(module: nn.Module) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class _Findings:
-    """What was read from a trace: `calls` are the first ones, by path."""
+    """What was read from a trace: `calls` are the first ones, by path; `part` are the nodes that
+    have a part in what the model gives, `felt` the paths of the modules that returned one. What
+    only picks keys or tokens, and what is computed in vain, would never learn."""
 
     trace: Trace
     modules: dict[str, nn.Module]
@@ -194,6 +196,8 @@ class _Findings:
     branches: list[Branch]
     attentions: list[Attention]
     layers: dict[str, int]
+    part: set[int]
+    felt: set[str]
 
 
 def _read_sites(trace: Trace, model: nn.Module, modules: dict[str, nn.Module]) -> tuple[Site, ...]:
@@ -205,7 +209,9 @@ def _read_sites(trace: Trace, model: nn.Module, modules: dict[str, nn.Module]) -
     places = [branch.path for branch in branches]
     layers = number_layers(modules, lists, places)
     attentions = find_attentions(trace.flow)
-    findings = _Findings(trace, modules, calls, branches, attentions, layers)
+    part = trace.flow.find_contributors(trace.outputs)
+    felt = {call.path for call in trace.calls if any(node in part for _, node in call.returned)}
+    findings = _Findings(trace, modules, calls, branches, attentions, layers, part, felt)
     sites = [
         *_make_projections(findings, _find_head(model)),
         *_make_embeddings(findings),
@@ -215,7 +221,6 @@ def _read_sites(trace: Trace, model: nn.Module, modules: dict[str, nn.Module]) -
         *_make_attentions(findings, model),
         *_make_input(findings, model),
     ]
-    felt = _find_felt(trace)
     sites = [s for s in sites if s.kind not in ("projection", "norm") or s.owner in felt]
     order = {path: (turn, 0) for turn, path in enumerate(calls)}
     for site in sites:
@@ -232,15 +237,6 @@ def _read_sites(trace: Trace, model: nn.Module, modules: dict[str, nn.Module]) -
         for site in sites
     ]
     return tuple(sorted(sites, key=lambda site: order[site.owner]))
-
-
-def _find_felt(trace: Trace) -> set[str]:
-    """The paths of the modules whose values have a part in what the model gives.
-
-    What only picks keys or tokens, and what is computed in vain, would never learn.
-    """
-    part = trace.flow.find_contributors(trace.outputs)
-    return {call.path for call in trace.calls if any(node in part for _, node in call.returned)}
 
 
 def _make_norms(findings: _Findings) -> Iterator[Site]:
@@ -264,6 +260,8 @@ def _make_branches(findings: _Findings) -> Iterator[Site]:
     for branch in findings.branches:
         layer = find_layer(branch.path, findings.layers)
         if (branch.path, branch.element) in done or (layer is None and findings.layers):
+            continue
+        if branch.node not in findings.part:
             continue
         done.add((branch.path, branch.element))
         block = findings.layers.get(layer or "")
@@ -292,6 +290,8 @@ def _make_attentions(findings: _Findings, model: nn.Module) -> Iterator[Site]:
     offset = max((site.offset for site in _make_input(findings, model)), default=0)
     for look in looks:
         if decoder and not look.path.startswith(f"{decoder}."):
+            continue
+        if findings.felt.isdisjoint(look.feeds):
             continue
         site = Site(
             "attention",

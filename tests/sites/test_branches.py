@@ -198,7 +198,7 @@ def test_a_branch_of_a_classifier_is_its_base_models(build: Callable[..., Any]) 
 
 
 def test_keyword_only_input_is_named(build: Callable[..., Any]) -> None:
-    sites = {site.path: site for site in find_sites(build("llama"))}
+    sites = {site.path: site for site in find_sites(build("llama")) if site.kind != "attention"}
     assert sites["model.layers.0.self_attn"].input_name == "hidden_states"
     assert sites["model.layers.0.mlp"].input_name is None
     assert sites["model.layers.0.mlp.up_proj"].input_name is None

@@ -278,6 +278,91 @@ def test_memory_written_in_parts_is_followed(stack: StackOf) -> None:
     assert [path for path, *_ in list_branches(stack(Layer()))] == ["layers.0.loop"]
 
 
+class Picked(nn.Module):
+    """Attention to the keys that a small scorer likes best, as in DeepSeek-V3.2."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.attention, self.scorer = Mixing(), nn.Linear(D, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        best = self.scorer(x).squeeze(-1).topk(4).indices.sort().values
+        y: Tensor = self.attention(x[:, best[0]]).mean(1, keepdim=True).expand_as(x)
+        return y
+
+
+def test_projection_that_only_chooses_is_no_site(stack: StackOf) -> None:
+    class Layer(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.p, self.q = Picked(), Hidden()
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = x + self.p(x)
+            y: Tensor = x + self.q(x)
+            return y
+
+    model = stack(Layer())
+    paths = {site.path for site in find_sites(model)}
+    assert "layers.0.p.scorer" not in paths
+    assert {"layers.0.p.attention.c", "layers.0.q.b", "layers.0.p"} <= paths
+    model(torch.arange(8)[None]).sum().backward()
+    assert model.get_submodule("layers.0.p.scorer").weight.grad is None
+
+
+def test_what_is_computed_in_vain_is_no_site(stack: StackOf) -> None:
+    class Layer(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.p, self.q, self.spare = Hidden(), Hidden(), Hidden()
+            self.norm = nn.LayerNorm(D)
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = x + self.p(x)
+            x + self.spare(self.norm(x))
+            y: Tensor = x + self.q(x)
+            return y
+
+    paths = {site.path for site in find_sites(stack(Layer(), Layer()))}
+    assert {"layers.0.p", "layers.1.q", "layers.1.q.c"} <= paths
+    assert not any("spare" in path or path.startswith("layers.1.norm") for path in paths)
+
+
+class Grouped(nn.Linear):
+    """A linear layer by its class that takes two groups of half the features each."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        groups = x.unflatten(-1, (2, -1))  # type: ignore[no-untyped-call]
+        weight = self.weight.view(2, -1, self.in_features)
+        y: Tensor = torch.einsum("bsgi,goi->bsgo", groups, weight)
+        return y.flatten(-2)
+
+
+class Router(nn.Linear):
+    """A linear layer by its class that returns its scores and what they come to."""
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:  # type: ignore[override]
+        scores = super().forward(x)
+        return scores, scores.softmax(-1)
+
+
+def test_linear_layer_that_computes_something_else_is_no_site(stack: StackOf) -> None:
+    class Layer(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.p, self.q = Mixing(), Hidden()
+            self.grouped, self.router = Grouped(D // 2, D), Router(D, D)
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = x + self.p(self.grouped(x))
+            y: Tensor = x + self.q(x) * self.router(x)[1]
+            return y
+
+    paths = {site.path for site in find_sites(stack(Layer()))}
+    assert "layers.0.p.a" in paths
+    assert not paths & {"layers.0.grouped", "layers.0.router"}
+
+
 def test_layers_outside_a_list_have_no_index() -> None:
     class Named(nn.Module):
         def __init__(self) -> None:
@@ -316,7 +401,7 @@ def test_layers_in_a_sequence_have_an_index() -> None:
 
 def test_model_of_numbers_is_looked_at_too() -> None:
     model = nn.Sequential(nn.Linear(D, D), Plain())
-    assert Site("projection", "0", "other", None, D, D) in find_sites(model)
+    assert Site("projection", "0", "other", None, D, D, bias=True) in find_sites(model)
     assert [s.path for s in find_sites(model) if s.kind == "branch"] == ["1.p", "1.q"]
 
 
