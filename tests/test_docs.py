@@ -164,6 +164,18 @@ def test_plugin_of_the_guide_adapts_a_model() -> None:
 
 
 @pytest.mark.usefixtures("shift")
+def test_contract_of_the_guide_holds() -> None:
+    world: dict[str, Any] = {}
+    for block in read_blocks("docs/plugins.md", "py"):
+        exec(compile(block, "docs/plugins.md", "exec"), world)
+    contract = world["TestShift"]()
+    contract.test_where_it_can_not_act_it_says_why()
+    for kind in contract.models:
+        if kind not in contract.refuses:
+            contract.test_every_site_acts(kind)
+
+
+@pytest.mark.usefixtures("shift")
 def test_plugin_of_the_guide_adds_its_penalty() -> None:
     model = build_tiny("llama")
     adapter = hub.Adapter.create("shift", model)
