@@ -16,13 +16,38 @@ def find_heads(model: nn.Module) -> tuple[str, ...]:
 
     A language model's output embeddings are pretrained too, so such a model has none.
     """
-    backbone = getattr(model, "base_model", model)
-    if backbone is model or model.get_output_embeddings() is not None:  # type: ignore[operator]
+    backbone = getattr(model, "base_model", None)
+    if backbone is None or model.get_output_embeddings() is not None:  # type: ignore[operator]
         return ()
+    pretrained: tuple[type[nn.Module], ...] = ()
+    if backbone is model:
+        # Some models for a task hold their encoder and decoder themselves, as T5's for questions.
+        if not is_for_a_task(model):
+            return ()
+        from transformers import PreTrainedModel
+
+        pretrained = (PreTrainedModel, nn.Embedding)
     return tuple(
         name
         for name, child in model.named_children()
-        if child is not backbone and name != ATTACHED and any(True for _ in child.parameters())
+        if child is not backbone
+        and name != ATTACHED
+        and not isinstance(child, pretrained)
+        and any(True for _ in child.parameters())
+    )
+
+
+def is_for_a_task(model: nn.Module) -> bool:
+    """Whether transformers has the model's class among those that end in a task's head."""
+    from transformers.models.auto import modeling_auto as auto
+
+    return any(
+        type(model).__name__ in names.values()
+        for names in (
+            auto.MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES,
+            auto.MODEL_FOR_TOKEN_CLASSIFICATION_MAPPING_NAMES,
+            auto.MODEL_FOR_QUESTION_ANSWERING_MAPPING_NAMES,
+        )
     )
 
 
