@@ -18,6 +18,8 @@ from hub.testing.subject import Subject, measure_distance
 ROWS, LENGTH = 4, 16
 # What rounding alone may move the logits by, as a share of the largest.
 NOISE = {torch.float64: 1e-8, torch.float32: 1e-6}
+# What it may give for a gradient that is zero, as a share of the largest one.
+LEAST = {torch.float64: 1e-8, torch.float32: 1e-7}
 
 
 def act_at_every_site(subject: Subject) -> None:
@@ -35,7 +37,7 @@ def act_at_every_site(subject: Subject) -> None:
 def prove_gradients(
     subject: Subject, model: Any, inputs: dict[str, Any], sites: dict[hub.Site, nn.Module]
 ) -> None:
-    """Require a gradient that is not zero for every parameter at every site."""
+    """Require a gradient that is not zero, nor only rounding, for every parameter at every site."""
     named = {
         f"{site.path}.{name}": parameter
         for site, module in sites.items()
@@ -45,10 +47,14 @@ def prove_gradients(
     gradients = {name: parameter.grad for name, parameter in named.items()}
     for parameter in named.values():  # what sites share is there more than once
         parameter.grad = None
-    for name, gradient in gradients.items():
-        size = 0.0 if gradient is None else float(gradient.abs().max())
+    sizes = {
+        name: 0.0 if gradient is None else float(gradient.abs().max())
+        for name, gradient in gradients.items()
+    }
+    least = LEAST[next(model.parameters()).dtype] * max(sizes.values())
+    for name, size in sizes.items():
         subject.require(
-            0 < size < float("inf") or subject.is_inert(name),
+            least < size < float("inf") or subject.is_inert(name),
             f"the gradient of {name} is {size}, so nothing that it holds changes the loss",
         )
 

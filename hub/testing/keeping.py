@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from functools import partial
 from typing import Any
@@ -48,8 +47,7 @@ def keep_its_configuration(subject: Subject) -> None:
     method = installed_methods().get(subject.method)
     asked = method.make_config(**subject.options)
     adapter = subject.create(model)
-    fields = json.loads(json.dumps(method.write_config(adapter.config)))
-    read = method.read_config(fields)
+    read = parse_contents(adapter.format()).config
     subject.require(
         read == adapter.config,
         f"the configuration reads back as {read}, it was {adapter.config}",
