@@ -101,7 +101,8 @@ def test_files_go_both_ways(kind: str, task: str, variant: str, tmp_path: Path) 
     assert not torch.allclose(answer(base, kind, task)[0], expected[0], atol=1e-3)
     adapter = hub.load(tmp_path / "theirs")
     assert adapter.task_type == task
-    with hub.attach(base, adapter):
+    with hub.attach(base, adapter) as attachment:
+        assert "could not be verified" in attachment.notes[0]
         torch.testing.assert_close(answer(base, kind, task), expected, rtol=0, atol=1e-5)
 
     adapter.save(tmp_path / "ours")
