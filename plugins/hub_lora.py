@@ -476,7 +476,10 @@ def unstack_experts(
             parts = tensor.view(len(tensor), r, -1).unbind(-1)
         for expert, part in enumerate(parts):
             kept[f"{place}.{expert}.lora_{found[3]}.weight"] = part.contiguous()
-    return list(places), kept
+    written = list(config.parameters or ())
+    # Whole paths stay in the order of the file, so that it is written again as it is.
+    ordered = sorted(places, key=lambda path: written.index(path) if path in written else -1)
+    return ordered, kept
 
 
 def is_target(path: str, config: LoRAConfig) -> bool:
