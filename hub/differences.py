@@ -115,9 +115,9 @@ class OwnDifference(Difference):
             change = change - own(x, *zeros_like(D, db))
         return y + change.to(y.dtype)
 
-    def bind(self, module: nn.Module) -> None:
-        """Take over the forward of the base's module."""
-        self.own = (OwnForward(module),)
+    def bind(self, module: nn.Module, name: str | None) -> None:
+        """Take over the forward of the base's module, which gets its input by this name."""
+        self.own = (OwnForward(module, name),)
         D, db = self.weight(), None if self.bias is None else self.bias()
         # Gemma's norms weigh with 1 + W, so they give something where W is zero.
         if D.dim() == 1:
@@ -126,10 +126,17 @@ class OwnDifference(Difference):
 
 
 class OwnForward:
-    """A module's own forward with other parameters and none of its hooks."""
+    """A module's own forward with other parameters and none of its hooks.
 
-    def __init__(self, module: nn.Module) -> None:
+    name: the keyword that its input comes by, where it does.
+    """
+
+    def __init__(self, module: nn.Module, name: str | None = None) -> None:
         self.module = module
+        # What else an embedding takes, such as the shape of all, says which rows; those are known.
+        embedding = isinstance(module, nn.Embedding) and name is not None
+        self.kind = nn.Embedding if embedding else type(module)
+        self.scale = getattr(module, "embed_scale", None) if embedding else None
         self.names = {"bias" if name == "bias" else "weight": name for name in module._parameters}
 
     def __call__(
@@ -140,8 +147,8 @@ class OwnForward:
         if bias is not None:
             given[self.names["bias"]] = bias
         twin.__dict__["_parameters"] = {**self.module._parameters, **given}
-        result: torch.Tensor = type(twin).forward(twin, x)
-        return result
+        result: torch.Tensor = self.kind.forward(twin, x)
+        return result if self.scale is None else result * self.scale
 
 
 def zeros_like(
@@ -201,7 +208,7 @@ class DifferenceMethod(Method[C]):
     def bind(self, module: nn.Module, site: Site, base: Base) -> None:
         """Give the difference of an embedding or a norm the base's way to use it."""
         if isinstance(module, OwnDifference):
-            module.bind(base.module)
+            module.bind(base.module, site.input_name)
 
     def weight_delta(self, module: nn.Module, weight: torch.Tensor) -> torch.Tensor:
         """D."""

@@ -87,7 +87,8 @@ class KeywordEffect(Effect):
     ) -> Any:
         if not self.switch.on:
             return None
-        return self.change(args[0] if args else kwargs[self.name], output)
+        # By its name first: what comes by position may be no tensor, such as a shape.
+        return self.change(kwargs[self.name] if self.name in kwargs else args[0], output)
 
 
 class Stream:
@@ -185,10 +186,11 @@ class KeywordInputEffect(InputEffect):
     ) -> Any:
         if not self.switch.on:
             return None
-        x = args[0] if args else kwargs[self.name]
+        named = self.name in kwargs
+        x = kwargs[self.name] if named else args[0]
         for effect in self.modules:
             x = effect.before(x)  # type: ignore[operator]
-        return ((x, *args[1:]), kwargs) if args else (args, {**kwargs, self.name: x})
+        return (args, {**kwargs, self.name: x}) if named else ((x, *args[1:]), kwargs)
 
 
 def hang_effects(

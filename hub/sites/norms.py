@@ -1,6 +1,7 @@
 """Norms: modules that bring every vector to one scale and weigh its elements, told by what they
 compute."""
 
+import inspect
 from collections.abc import Mapping
 
 from torch import nn
@@ -19,7 +20,8 @@ def find_norms(trace: Trace, modules: Mapping[str, nn.Module]) -> dict[str, int]
     """The width of every norm that ran, by path: the length of the vectors it takes.
 
     A norm is a module without children whose parameters are all as long as the vectors, that
-    gives one tensor of the shape it was given, and that normalizes on the way.
+    takes one tensor, gives one of its shape, and normalizes on the way. One that also takes a gate
+    is none: what its weight does can't be told from its input and output.
     """
     widths = {}
     for call in trace.calls:
@@ -31,10 +33,22 @@ def find_norms(trace: Trace, modules: Mapping[str, nn.Module]) -> dict[str, int]
 
 def _get_width(module: nn.Module) -> int | None:
     shapes = {tuple(parameter.shape) for parameter in module.parameters()}
+    if _count_required(module) > 1:
+        return None
     if any(True for _ in module.children()) or len(shapes) != 1:
         return None
     shape = shapes.pop()
     return shape[0] if len(shape) == 1 else None
+
+
+def _count_required(module: nn.Module) -> int:
+    """How many arguments its forward can't do without."""
+    parameters = inspect.signature(module.forward).parameters.values()
+    return sum(
+        parameter.default is parameter.empty
+        and parameter.kind in (parameter.POSITIONAL_ONLY, parameter.POSITIONAL_OR_KEYWORD)
+        for parameter in parameters
+    )
 
 
 def _is_norm(flow: Flow, call: Call, width: int) -> bool:

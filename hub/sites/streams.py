@@ -49,6 +49,7 @@ def find_norm_after(
 def _find_takers(trace: Trace, branch: Branch, node: int) -> Iterable[str]:
     """The modules whose latest call before the branch returned was given `node`."""
     flow, wanted = trace.flow, _find_root(trace.flow, node)
+    size = flow.nodes[branch.node].size
     latest: dict[str, Call] = {}
     around: set[str] = set()
     for call in trace.calls:
@@ -58,7 +59,10 @@ def _find_takers(trace: Trace, branch: Branch, node: int) -> Iterable[str]:
             around.add(call.path)
             latest[call.path] = call
     for path, call in latest.items():
-        if call.given is not None and _find_root(flow, call.given) == wanted:
+        given = call.given
+        # Where a layer keeps several streams they come in one tensor, larger than the branch.
+        alike = given is not None and flow.nodes[given].size == size
+        if given is not None and alike and _find_root(flow, given) == wanted:
             yield path
 
 

@@ -179,6 +179,14 @@ def test_a_switched_off_effect_leaves_the_input() -> None:
     assert KeywordInputEffect([Double()], switch, name="x")(nn.Identity(), (), {"x": ONE}) is None
 
 
+def test_an_input_by_keyword_is_found_beside_what_is_no_tensor() -> None:
+    effect = KeywordEffect([Plus()], Switch(), name="x")
+    assert effect(nn.Identity(), (torch.Size([1]),), {"x": ONE}, TWO).item() == 3.0
+    early = KeywordInputEffect([Double()], Switch(), name="x")
+    shape = torch.Size([1])
+    assert early(nn.Identity(), (shape,), {"x": ONE}) == ((shape,), {"x": TWO})
+
+
 def test_an_input_by_keyword_can_come_by_position() -> None:
     effect = KeywordInputEffect([Double()], Switch(), name="x")
     assert effect(nn.Identity(), (ONE, 5), {}) == ((TWO, 5), {})

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import pytest
+import torch
+from torch import nn
 
 from hub.sites import Site, find_sites
 from tests.tiny import build_tiny
@@ -63,3 +65,30 @@ def test_tied_weights_name_the_first_that_holds_them(
     if kind != "t5":
         untied = find_sites(build_tiny(kind, tie_word_embeddings=False))
         assert all(site.tied is None for site in untied)
+
+
+class GatedNorm(nn.LayerNorm):
+    """A norm whose output a gate scales."""
+
+    def forward(self, x: torch.Tensor, gate: torch.Tensor) -> torch.Tensor:  # type: ignore[override]
+        return super().forward(x) * gate
+
+
+class Gated(nn.Module):
+    """A projection, a norm with a gate, and one without."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed = nn.Embedding(9, 4)
+        self.linear = nn.Linear(4, 4)
+        self.gated = GatedNorm(4)
+        self.plain = nn.LayerNorm(4)
+
+    def forward(self, input_ids: torch.Tensor) -> torch.Tensor:
+        x: torch.Tensor = self.linear(self.embed(input_ids))
+        result: torch.Tensor = self.plain(self.gated(x, x.sigmoid()))
+        return result
+
+
+def test_a_norm_that_takes_a_gate_is_no_norm() -> None:
+    assert [site.path for site in find_sites(Gated()) if site.kind == "norm"] == ["plain"]
