@@ -262,6 +262,13 @@ class LoRA(hub.Method[LoRAConfig]):
         if named:
             experts = [site for site in sites if site.expert is not None]
             chosen += hub.choose_targets("lora", experts, named)
+        places = {find_place(site) for site in chosen if site.expert is not None}
+        left = {site for site in sites if site.part and find_place(site) in places} - set(chosen)
+        if left:
+            raise hub.ConfigError(
+                f"lora: targets leaves out {next(iter(left)).path}, and the experts of a parameter "
+                "go together; name the parameter"
+            )
         return chosen
 
     def build(self, site: hub.Site, config: LoRAConfig) -> nn.Module:
@@ -470,6 +477,10 @@ def unstack_experts(
         place = f"{module}.{names[len(names) - 1 - depth]}"
         places[place] = None
         r = config.rank(place)
+        if tensor.dim() != 2 or tensor.shape[0 if found[3] == "A" else 1] % r:
+            raise hub.ConfigError(
+                f"lora: {key!r} is {tuple(tensor.shape)}, which is no stack of experts of rank {r}"
+            )
         if found[3] == "A":
             parts = tensor.view(-1, r, tensor.shape[1]).unbind(0)
         else:

@@ -220,3 +220,8 @@ def test_biases_of_experts_learn_and_merge() -> None:
         attachment.merge()
         torch.testing.assert_close(run(model), expected, rtol=1e-4, atol=1e-4)
     assert take_snapshot(model) == before
+
+
+def test_experts_of_a_parameter_go_together() -> None:
+    with pytest.raises(hub.ConfigError, match="the experts of a parameter go together; name the"):
+        hub.Adapter.create("lora", build("mixtral"), targets=r".*gate_up_proj\.[01]")

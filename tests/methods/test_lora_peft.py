@@ -273,3 +273,13 @@ def test_peft_reads_our_experts(targets: str, tmp_path: Path) -> None:
         assert torch.equal(run(base), expected)
     read: Any = peft.PeftModel.from_pretrained(base, str(tmp_path)).eval()
     torch.testing.assert_close(run(read, **make_inputs(base)), expected, rtol=0, atol=1e-5)
+
+
+def test_a_stack_of_another_rank_is_refused(tmp_path: Path) -> None:
+    adapter = hub.Adapter.create("lora", build_tiny("mixtral"), r=4, targets=["down_proj"])
+    folder = adapter.save(tmp_path)
+    (folder / "hub.json").unlink()
+    path = folder / "adapter_config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "r": 3}))
+    with pytest.raises(ConfigError, match="which is no stack of experts of rank 3"):
+        hub.load(folder)
