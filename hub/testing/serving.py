@@ -73,23 +73,34 @@ def keep_rows_apart(subject: Subject) -> None:
 
 
 def generate_with_and_without_cache(subject: Subject) -> None:
-    """Generating with the cache gives the tokens and logits that it gives without."""
+    """Generating with the cache gives the tokens and logits that it gives without; a row that is
+    padded on the left, as a batch of prompts is, gets what it gets alone."""
 
     def compare(model: Any) -> Iterator[tuple[str, Any, Any]]:
         inputs = make_inputs(model)
-        # No bias against the end of the text: the rows must stay alike to be compared.
-        options: dict[str, Any] = dict(
-            max_new_tokens=5, min_new_tokens=5, do_sample=False, output_logits=True,
-            return_dict_in_generate=True,
-        )  # fmt: skip
-        with torch.no_grad():
-            cached = model.generate(**inputs, **options, use_cache=True)
-            plain = model.generate(**inputs, **options, use_cache=False)
+        cached, plain = (generate(model, inputs, use_cache=used) for used in (True, False))
         yield "the tokens with a cache", cached.sequences, plain.sequences
         for step, (found, expected) in enumerate(zip(cached.logits, plain.logits, strict=True)):
             yield f"the logits of step {step} with a cache", found, expected
+        if is_per_token(model):
+            short = {name: tensor[:, 3:] for name, tensor in pick_rows(inputs, 1).items()}
+            both = pad_rows(model, {"input_ids": inputs["input_ids"].flip(1)}, [7, 4], "left")
+            both["input_ids"][1, 3:] = short["input_ids"][0]
+            both.pop("position_ids", None)  # generate counts them itself
+            together, alone = generate(model, both), generate(model, short)
+            for step, (found, expected) in enumerate(
+                zip(together.logits, alone.logits, strict=True)
+            ):
+                yield f"the logits of step {step} in a padded batch", found[1], expected[0]
 
     hold_against_bare(subject, compare)
+
+
+def generate(model: Any, inputs: dict[str, Any], **options: Any) -> Any:
+    """Five tokens, the likeliest each time, with their logits."""
+    options |= dict(max_new_tokens=5, min_new_tokens=5, do_sample=False)
+    with torch.no_grad():
+        return model.generate(**inputs, **options, output_logits=True, return_dict_in_generate=True)
 
 
 def hold_against_bare(subject: Subject, compare: Compare) -> None:
