@@ -113,10 +113,9 @@ class PrefixPart(nn.Module):
 
     def extend(self) -> torch.Tensor:
         """(n, in_features + out_features), the keys and then the values."""
-        encoder = self.prefix.prompt_encoder
-        if encoder is not None and self.folded is not None and self.stamp == read_stamp(encoder):
-            return self.folded
-        rows: torch.Tensor = self.prefix(self.place)
+        encoder, rows = self.prefix.prompt_encoder, self.folded
+        if rows is None or encoder is None or self.stamp != read_stamp(encoder, self.place):
+            rows = self.prefix(self.place)
         return rows
 
 
@@ -174,7 +173,7 @@ class PrefixTuning(hub.Method[PrefixConfig]):
         if encoder is not None and not encoder.embedding.requires_grad:
             with torch.no_grad():
                 module.folded = encoder(module.place).to(encoder.embedding.dtype)
-            module.stamp = read_stamp(encoder)
+            module.stamp = read_stamp(encoder, module.place)
 
     def write_tensors(
         self, config: PrefixConfig, tensors: Mapping[str, torch.Tensor]
@@ -233,10 +232,16 @@ PEFT_NAMES = {
 NO_EFFECT = frozenset({"init_weights"})  # how the prefix began
 
 
-def read_stamp(encoder: nn.Module) -> int:
-    """A number that is another after any change of the parameters; none while they learn."""
-    parameters = list(encoder.parameters())
-    return -1 if parameters[0].requires_grad else sum(p._version for p in parameters)
+def read_stamp(encoder: PrefixEncoder, place: int) -> int:
+    """A number that is another after any change of what makes the part at this place; none while
+    that learns."""
+    last, embedding = encoder.outputs[place], encoder.embedding
+    assert isinstance(last, nn.Linear)
+    if embedding.requires_grad:
+        return -1
+    hidden = encoder.hidden
+    made_of = (embedding, hidden.weight, hidden.bias, last.weight, last.bias)
+    return sum(tensor._version for tensor in made_of)
 
 
 def is_turned(site: hub.Site) -> bool:

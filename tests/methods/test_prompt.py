@@ -72,14 +72,33 @@ def test_peft_reads_what_we_make_for_an_encoder(tmp_path: Path) -> None:
     assert_same(compute(read, **make_inputs(model)), expected)
 
 
-@pytest.mark.parametrize("kind", ["gpt2", "llama"])
+@pytest.mark.parametrize("kind", ["gpt2", "llama", "t5"])
 def test_greedy_tokens_equal_pefts(kind: str, tmp_path: Path) -> None:
-    check_generation(describe("CAUSAL_LM"), kind, tmp_path)
+    task_type = "SEQ_2_SEQ_LM" if kind == "t5" else "CAUSAL_LM"
+    check_generation(describe(task_type), kind, tmp_path)
 
 
 @pytest.mark.parametrize("kind", ["gpt2", "llama"])
 def test_rows_padded_on_the_left_are_continued_as_alone(kind: str) -> None:
     check_left_padding("prompt", kind)
+
+
+@pytest.mark.parametrize("kind", ["gpt2", "llama"])
+def test_a_classifier_finds_the_last_token_where_peft_does_not(kind: str, tmp_path: Path) -> None:
+    """peft gives embeddings, in which padding can't be told from words."""
+    theirs = make_peft(describe("SEQ_CLS"), kind)
+    theirs.save_pretrained(tmp_path)
+    model = build(kind, "SEQ_CLS")
+    ids = make_inputs(model, rows=1)["input_ids"]
+    padded = torch.cat([ids, torch.zeros(1, 3, dtype=torch.long)], dim=1)
+    masks = {"attention_mask": (padded != 0).long()}
+    alone = compute(theirs, input_ids=ids)["logits"]
+    assert not torch.allclose(
+        compute(theirs, input_ids=padded, **masks)["logits"], alone, atol=1e-3
+    )
+    with hub.attach(model, hub.load(tmp_path)):
+        found = compute(model, input_ids=padded, **masks)["logits"]
+    torch.testing.assert_close(found, alone, rtol=0, atol=1e-5)
 
 
 def test_loaded_tokens_of_pefts_learn_on(tmp_path: Path) -> None:

@@ -77,9 +77,10 @@ def test_networks_are_pefts(encoder: str) -> None:
     assert sum(parameter.numel() for parameter in ours.parameters()) == trainable
 
 
-@pytest.mark.parametrize("kind", ["gpt2", "llama"])
+@pytest.mark.parametrize("kind", ["gpt2", "llama", "t5"])
 def test_greedy_tokens_equal_pefts(kind: str, tmp_path: Path) -> None:
-    check_generation(describe("CAUSAL_LM"), kind, tmp_path)
+    task_type = "SEQ_2_SEQ_LM" if kind == "t5" else "CAUSAL_LM"
+    check_generation(describe(task_type), kind, tmp_path)
 
 
 def test_rows_padded_on_the_left_are_continued_as_alone() -> None:
