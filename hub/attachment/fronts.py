@@ -14,13 +14,14 @@ from __future__ import annotations
 import inspect
 import threading
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from hub.attachment.effects import Switch
+from hub.attachment.placing import arrange, find_order, take_tokens
 from hub.errors import AttachError
 from hub.sites.tracing import list_words
 
@@ -39,6 +40,8 @@ class Frame:
     rows, length: of what it was given.
     cached: how many positions in front the cache holds, in the end.
     behind: whether the keys and values that are given to attention alone are among them.
+    order: where the rows are padded on the left, what comes at each place, (rows, inserted +
+        length): the virtual tokens behind the padding.
     """
 
     inserted: int
@@ -46,6 +49,7 @@ class Frame:
     length: int
     cached: int
     behind: bool
+    order: Tensor | None = None
 
 
 class Front:
@@ -117,13 +121,15 @@ class Front:
         else:
             frame = Frame(0, rows, length, *known)
         check_room(kept, frame)
+        frame = replace(frame, order=self._find_order(kwargs.get("attention_mask"), frame))
         self._move_positions(kwargs, frame, kept)
         for name, value in kwargs.items():
             if isinstance(value, Tensor):
                 kwargs[name] = self._widen(name, value, frame)
         if ids is None and frame.inserted:
-            kwargs["inputs_embeds"] = torch.cat([self._make_blank(given), given], dim=1)
-            kwargs["inputs_embeds"] = self.put_prompts(kwargs["inputs_embeds"])
+            blank = given.new_zeros(rows, self.count, *given.shape[2:])
+            vectors = arrange(torch.cat([blank, given], dim=1), frame.order)
+            kwargs["inputs_embeds"] = self.put_prompts(vectors, frame.order)
         push_frame(self, frame)
         return (), kwargs
 
@@ -149,22 +155,39 @@ class Front:
         total = self.offset + frame.inserted + frame.length
         if output.shape[:2] != (frame.rows, total):
             return None
-        return self.put_prompts(output, self.offset)
+        return self.put_prompts(output, frame.order, self.offset)
 
-    def put_prompts(self, vectors: Tensor, offset: int = 0) -> Tensor:
-        """(rows, positions, d_model) with the virtual tokens after the blank ones."""
+    def put_prompts(self, vectors: Tensor, order: Tensor | None, offset: int = 0) -> Tensor:
+        """(rows, positions, d_model) with the virtual tokens in the place of their placeholders."""
         if not self.prompts:
             return vectors
         tokens = torch.cat([module.extend() for module in self.prompts])  # type: ignore[operator]
-        tokens = tokens.to(vectors.device, vectors.dtype)[None].expand(len(vectors), -1, -1)
+        tokens = tokens.to(vectors.device, vectors.dtype)
         start, end = offset + self.blank, offset + self.count
-        return torch.cat([vectors[:, :start], tokens, vectors[:, end:]], dim=1)
+        if order is None:
+            rows = tokens[None].expand(len(vectors), -1, -1)
+            return torch.cat([vectors[:, :start], rows, vectors[:, end:]], dim=1)
+        virtual = (order < len(tokens)).unsqueeze(-1)
+        found = tokens[order.clamp(max=len(tokens) - 1)]
+        body = torch.where(virtual, found, vectors[:, offset:])
+        return torch.cat([vectors[:, :offset], body], dim=1)
+
+    def spread_mask(self, mask: Tensor) -> Tensor:
+        """A mask with ones for the positions in front, (rows, count + seq)."""
+        front = mask.new_ones(len(mask), self.count)
+        order = find_order(mask, self.count) if not self.blank else None
+        return arrange(torch.cat([front, mask], dim=1), order)
+
+    def _find_order(self, mask: Any, frame: Frame) -> Tensor | None:
+        # Blanks stay in front: a layer that checkpointing runs again knows of no padding.
+        if self.blank or not frame.inserted or not isinstance(mask, Tensor) or mask.dim() != 2:
+            return None
+        if mask.shape[1] == frame.inserted + frame.length:
+            mask = mask[:, : frame.length]  # spread on the way here
+        return find_order(mask, self.count)
 
     def _fill_cache(self, kept: Any, rows: int) -> bool:
         return self.fill is not None and bool(self.fill(kept, rows))
-
-    def _make_blank(self, given: Tensor) -> Tensor:
-        return given.new_zeros(given.shape[0], self.count, *given.shape[2:])
 
     def _move_positions(self, kwargs: dict[str, Any], frame: Frame, kept: Any) -> None:
         """Let the tokens' positions begin after those in front of them."""
@@ -173,7 +196,11 @@ class Front:
         if positions is not None:
             front = torch.arange(frame.inserted, device=positions.device) + self.moved
             front = front.expand(*positions.shape[:-1], -1)
-            kwargs["position_ids"] = torch.cat([front.to(positions.dtype), positions + by], dim=-1)
+            moved = torch.cat([front.to(positions.dtype), positions + by], dim=-1)
+            if frame.order is not None:
+                moved = moved.expand(*moved.shape[:-2], frame.rows, -1)
+                moved = moved.gather(-1, frame.order.expand_as(moved))
+            kwargs["position_ids"] = moved
         elif self.moved and not frame.behind and "position_ids" in self.parameters:
             # What the model does not see in its cache, it can't count.
             device = next(v.device for v in kwargs.values() if isinstance(v, Tensor))
@@ -209,7 +236,7 @@ class Front:
             front = torch.full_like(front, IGNORED)
         elif name.endswith("mask"):
             front = torch.ones_like(front)
-        return torch.cat([front, value], dim=1)
+        return arrange(torch.cat([front, value], dim=1), frame.order)
 
     def _widen_mask(self, mask: Tensor, frame: Frame) -> Tensor:
         if mask.dim() != 2:
@@ -218,8 +245,9 @@ class Front:
                 "(batch, seq), with a 1 for each token that counts"
             )
         if frame.inserted and mask.shape[1] == frame.length + frame.inserted:
-            return mask  # widened on the way here
-        return torch.cat([mask.new_ones(len(mask), frame.cached), mask], dim=1)
+            return mask  # spread on the way here
+        behind = mask.new_ones(len(mask), frame.cached - self.count)
+        return torch.cat([behind, self.spread_mask(mask)], dim=1)
 
 
 class Crossing:
@@ -241,8 +269,7 @@ class Crossing:
         if mask is not None:
             length = mask.shape[1] + self.front.count
             if encoded is None or encoded[0].shape[1] == length:
-                front = mask.new_ones(len(mask), self.front.count)
-                kwargs["attention_mask"] = torch.cat([front, mask], dim=1)
+                kwargs["attention_mask"] = self.front.spread_mask(mask)
         return (), kwargs
 
     def leave(
@@ -251,20 +278,21 @@ class Crossing:
         """The forward hook: what the model says of its encoder is about the tokens given."""
         if not self.front.switch.on or not isinstance(output, Mapping):
             return None
-        count = self.front.count
+        count, mask = self.front.count, kwargs.get("attention_mask")
+        order = find_order(mask[:, :-count], count) if mask is not None else None
         changed = {}
         for name, value in output.items():
-            if name == "cross_attentions" and value is not None:
-                value = tuple(weights[..., count:] for weights in value)
-            elif name.startswith("encoder_") and value is not None:
-                both = name == "encoder_attentions"
-                cut = [
-                    part[..., count:, count:] if both else part[:, count:]
-                    for part in ([value] if isinstance(value, Tensor) else value)
-                ]
-                value = cut[0] if isinstance(value, Tensor) else tuple(cut)
+            if value is not None and (name == "cross_attentions" or name.startswith("encoder_")):
+                parts = [value] if isinstance(value, Tensor) else value
+                parts = tuple(self._cut(part, order, name) for part in parts)
+                value = parts[0] if isinstance(value, Tensor) else parts
             changed[name] = value
         return type(output)(**changed)
+
+    def _cut(self, value: Tensor, order: Tensor | None, name: str) -> Tensor:
+        if name != "cross_attentions":
+            value = take_tokens(value, order, self.front.count, 2 if value.dim() == 4 else 1)
+        return take_tokens(value, order, self.front.count, 3) if value.dim() == 4 else value
 
 
 def list_parameters(module: nn.Module) -> tuple[str, ...]:
@@ -374,8 +402,13 @@ def cut_value(value: Any, frame: Frame, name: str = "") -> Any:
         return value[..., frame.inserted :, :]
     total = frame.inserted + frame.length
     if value.dim() == 4 and ("attentions" in name or value.shape[-2:] == (total, total)):
-        return value[..., frame.inserted :, frame.cached :]
+        behind = frame.cached - frame.inserted
+        value = value[..., behind:] if frame.inserted else value[..., frame.cached :]
+        if not frame.inserted:
+            return value
+        value = take_tokens(value, frame.order, frame.inserted, 2)
+        return take_tokens(value, frame.order, frame.inserted, 3)
     by_token = value.dim() > 2 or name in ("start_logits", "end_logits")
     if frame.inserted and by_token and value.shape[:2] == (frame.rows, total):
-        return value[:, frame.inserted :]
+        return take_tokens(value, frame.order, frame.inserted)
     return value

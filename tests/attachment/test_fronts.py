@@ -96,6 +96,34 @@ def test_left_padding_does_not_change_what_a_row_generates(kind: str, method: st
     assert torch.equal(together[:1], alone)
 
 
+@pytest.mark.parametrize("kind", ["llama", "t5", "bloom"])
+def test_virtual_tokens_stand_between_the_padding_and_the_tokens(kind: str) -> None:
+    model, adapter = make(kind, "prompt")
+    model.set_attn_implementation("eager")
+    ids = make_inputs(model)["input_ids"]
+    short = torch.cat([torch.zeros(1, 3, dtype=torch.long), ids[:1, :4]], dim=1)
+    both = torch.cat([short, ids[1:]])
+    more = {"output_hidden_states": True, "output_attentions": True}
+    if kind == "t5":
+        more["decoder_input_ids"] = torch.tensor([[0, 5, 6]])
+    start = "encoder_" if kind == "t5" else ""
+
+    def look(ids: torch.Tensor) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
+        rows = {k: v.expand(len(ids), -1) if torch.is_tensor(v) else v for k, v in more.items()}
+        with torch.no_grad():
+            out = model(input_ids=ids, attention_mask=(ids != 0).long(), **rows)
+        return out[f"{start}hidden_states"], out[f"{start}attentions"]
+
+    with hub.attach(model, adapter, trainable=False):
+        alone, together = look(ids[:1, :4]), look(both)
+    for one, other in zip(alone[0], together[0], strict=True):
+        assert other.shape[1] == 7
+        torch.testing.assert_close(one, other[:1, 3:], rtol=1e-4, atol=1e-5)
+    for one, other in zip(alone[1], together[1], strict=True):
+        assert other.shape[-2:] == (7, 7)
+        torch.testing.assert_close(one, other[:1, :, 3:, 3:], rtol=1e-4, atol=1e-5)
+
+
 @pytest.mark.parametrize("kind", ["llama", "gpt2", "opt", "bloom"])
 @pytest.mark.parametrize("method", FRONTS)
 def test_a_forward_goes_on_from_its_own_cache(kind: str, method: str) -> None:

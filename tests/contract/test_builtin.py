@@ -6,9 +6,7 @@ from collections.abc import Sequence
 from importlib.metadata import entry_points
 from typing import ClassVar
 
-import pytest
-
-from hub.testing import BrokenPromise, MethodContract
+from hub.testing import MethodContract
 
 NO_BIAS = "this base has no biases to train"
 # What all keys of a query have in common, its softmax takes away again.
@@ -23,19 +21,8 @@ class Contract(MethodContract):
 
 
 class PromptContract(Contract):
-    """T5 counts distances, and virtual tokens stand before the padding on the left, as in peft: a
-    row's tokens are the further from them the more of it there is. Encoders are padded on the
-    right."""
-
     options = {"tokens": 3}
     merges = False
-
-    def test_padding_changes_no_row(self, kind: str) -> None:
-        if kind != "t5":
-            super().test_padding_changes_no_row(kind)
-            return
-        with pytest.raises(BrokenPromise, match="row 1 of 4 tokens, padded on the left"):
-            super().test_padding_changes_no_row(kind)
 
 
 class TestLoRA(Contract):
