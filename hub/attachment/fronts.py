@@ -378,7 +378,7 @@ def count_cached(kept: Any) -> int:
     """How many positions a cache holds; 0 where it can't say."""
     count = getattr(kept, "get_seq_length", None)
     try:
-        return int(count()) if callable(count) else 0
+        return int(count() or 0) if callable(count) else 0
     except ValueError:  # a cache of states, without positions
         return 0
 

@@ -108,8 +108,11 @@ def fills_cache(
         return True  # there are no values to run on, and nearly every model does
     config: Any = model.config
     kept = DynamicCache(config=config)
-    with torch.no_grad():
-        model(**{**inputs, "use_cache": True, "past_key_values": kept})
+    try:
+        with torch.no_grad():
+            model(**{**inputs, "use_cache": True, "past_key_values": kept})
+    except Exception:  # a model that takes a cache of its own alone says so in its own way
+        return False
     for call in calls:
         place = getattr(modules[call.path], "layer_idx", None)
         if not isinstance(place, int) or place >= len(kept.layers):
