@@ -1,10 +1,10 @@
-"""transformers' way to attention functions, with a look at the module that attends on it.
+"""transformers' functions for attention and for experts, with a look at the module on the way.
 
-Attention has no module of its own between the projections and the output, so no hook of torch's
-sees the query. What a module calls is the function that AttentionInterface.get_interface gives it.
-From the first adapter that acts there, that function is preceded by a look whether the module
-carries an `AttentionHook`. One that carries none, of this model or another, gets just the function
-that it asked for.
+Between the projections and the output of an attention, and inside a stack of experts, no module
+runs, so no hook of torch's sees anything. What runs there is a function that the module asks of
+AttentionInterface or ExpertsInterface. From the first adapter that acts there, the function is
+preceded by a look whether the module carries a `FunctionHook`. A module that carries none, of this
+model or another, gets just the function that it asked for.
 """
 
 from __future__ import annotations
@@ -15,53 +15,55 @@ from typing import Any
 
 from torch import nn
 
-Attend = Callable[..., Any]
+Function = Callable[..., Any]
 
 
-class AttentionHook:
+class FunctionHook:
     """Sits among a module's forward hooks, where it does nothing but be found.
 
     So it is copied with the module, and goes when its handle is removed.
     """
 
     def __call__(self, *_: Any) -> None:
-        """Nothing: the attention function asks for `attend`."""
+        """Nothing: `run` is what acts."""
 
-    def attend(
-        self, function: Attend, name: str, module: nn.Module, *given: Any, **more: Any
+    def run(
+        self, function: Function, name: str, module: nn.Module, *given: Any, **more: Any
     ) -> Any:
-        """Attend in place of `function`, which transformers calls `name`.
+        """Do what `function`, which transformers calls `name`, would do for `module`.
 
-        given: query, key, value, each (batch, heads, seq, head_dim), and the mask.
+        given: of an attention query, key and value, each (batch, heads, seq, head_dim), and the
+        mask; of experts the tokens, (tokens, d_model), the experts of each, (tokens, k), and their
+        shares, (tokens, k).
         """
         raise NotImplementedError
 
 
-def find_attention_hook(module: nn.Module) -> AttentionHook | None:
-    """The hook that `module` carries, the last one hung in."""
+def call_function(
+    function: Function, name: str, module: nn.Module, *given: Any, **more: Any
+) -> Any:
+    """Call a function, by way of the hook where `module` carries one, the last one hung in."""
     for hook in reversed(module._forward_hooks.values()):
-        if isinstance(hook, AttentionHook):
-            return hook
-    return None
-
-
-def attend(function: Attend, name: str, module: nn.Module, *given: Any, **more: Any) -> Any:
-    """Call an attention function, by way of the hook where `module` carries one."""
-    hook = find_attention_hook(module)
-    if hook is None:
-        return function(module, *given, **more)
-    return hook.attend(function, name, module, *given, **more)
+        if isinstance(hook, FunctionHook):
+            return hook.run(function, name, module, *given, **more)
+    return function(module, *given, **more)
 
 
 @cache
-def dispatch_attention() -> None:
+def watch_functions() -> None:
     """Let the functions be preceded by that look from now on."""
+    from transformers.integrations.moe import ExpertsInterface
     from transformers.modeling_utils import AttentionInterface
 
-    find: Callable[..., Attend] = AttentionInterface.get_interface
+    for interface in (AttentionInterface, ExpertsInterface):
+        interface.get_interface = wrap_lookup(interface.get_interface)  # type: ignore[method-assign]
+
+
+def wrap_lookup(find: Function) -> Function:
+    """`find`, which gives a module its function, with the look in front of what it gives."""
 
     @wraps(find)
-    def get_interface(table: Any, name: str, default: Attend) -> Attend:
-        return partial(attend, find(table, name, default), name)
+    def get_interface(table: Any, name: str, default: Function) -> Function:
+        return partial(call_function, find(table, name, default), name)
 
-    AttentionInterface.get_interface = get_interface  # type: ignore[method-assign, assignment]
+    return get_interface

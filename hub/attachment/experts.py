@@ -1,15 +1,8 @@
-"""How adapters act on stacked experts, where no module of one expert runs and so no hook fires.
-
-A module of experts asks transformers' `ExpertsInterface` for the function that computes them. From
-the first adapter that acts there, that function is preceded by a look whether the module carries an
-`ExpertsHook`. One that carries none, of this model or another, gets just the function that it asked
-for.
-"""
+"""How adapters act on stacked experts, where no module of one expert runs and so no hook fires."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from functools import cache, partial, wraps
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -18,15 +11,14 @@ from torch.nn import functional as F
 from torch.utils.hooks import RemovableHandle
 
 from hub.attachment.effects import Switch, changes_input, changes_output
+from hub.interfaces import Function, FunctionHook, watch_functions
 from hub.sites import Site
 
 Effects = Mapping[tuple[str, int], Sequence[nn.Module]]
 
 
-class ExpertsHook:
-    """Sits among a module's forward hooks, where it does nothing but be found.
-
-    So it is copied with the module, and goes when its handle is removed.
+class ExpertsEffect(FunctionHook):
+    """What adapters do in one stack of experts.
 
     effects: the modules that act at an expert, in order, by its parameter and its place there.
     """
@@ -34,9 +26,16 @@ class ExpertsHook:
     def __init__(self, effects: Effects, switch: Switch) -> None:
         self.effects = effects
         self.switch = switch
+        # How many rows an expert gets is known only when it runs, so nothing of it is compiled.
+        self.compute = torch.compiler.disable(run_experts)  # type: ignore[no-untyped-call]
 
-    def __call__(self, *_: Any) -> None:
-        """Nothing: the experts' function asks for `effects`."""
+    def run(
+        self, function: Function, name: str, module: nn.Module, *given: Any, **more: Any
+    ) -> Any:
+        """Compute the experts with what acts on them."""
+        if not self.switch.on:
+            return function(module, *given, **more)
+        return self.compute(self.effects, module, *given, **more)
 
 
 def hang_experts(
@@ -48,38 +47,8 @@ def hang_experts(
         if site.part is not None:
             held.setdefault(site.owner, {})[site.part] = modules
     for path, at in held.items():
-        dispatch_experts()
-        yield model.get_submodule(path).register_forward_hook(ExpertsHook(at, switch))
-
-
-@cache
-def dispatch_experts() -> None:
-    """Let the functions be preceded by that look from now on."""
-    from transformers.integrations.moe import ExpertsInterface
-
-    find: Callable[..., Callable[..., Any]] = ExpertsInterface.get_interface
-    # How many rows an expert gets is known only when it runs, so nothing of it can be compiled.
-    run: Callable[..., torch.Tensor] = torch.compiler.disable(run_experts)  # type: ignore[no-untyped-call]
-
-    @wraps(find)
-    def get_interface(table: Any, name: str, default: Callable[..., Any]) -> Callable[..., Any]:
-        return partial(call_experts, run, find(table, name, default))
-
-    ExpertsInterface.get_interface = get_interface  # type: ignore[method-assign, assignment]
-
-
-def call_experts(
-    run: Callable[..., torch.Tensor],
-    function: Callable[..., torch.Tensor],
-    module: nn.Module,
-    *given: Any,
-    **more: Any,
-) -> torch.Tensor:
-    """Call a function of experts, or `run`, ours, where adapters act on them."""
-    hook = next((h for h in module._forward_hooks.values() if isinstance(h, ExpertsHook)), None)
-    if hook is None or not hook.switch.on:
-        return function(module, *given, **more)
-    return run(hook.effects, module, *given, **more)
+        watch_functions()
+        yield model.get_submodule(path).register_forward_hook(ExpertsEffect(at, switch))
 
 
 def run_experts(

@@ -17,11 +17,11 @@ from torch import Tensor, nn
 from hub.attachment.effects import Switch
 from hub.attachment.fronts import Front, count_cached
 from hub.errors import AttachError
-from hub.interfaces import Attend, AttentionHook
+from hub.interfaces import Function, FunctionHook
 from hub.sites import Site
 
 
-class AttentionEffect(AttentionHook):
+class AttentionEffect(FunctionHook):
     """What adapters do at one attention that can be reached directly.
 
     prefixes: modules whose `extend` gives keys and values, (n, keys + values).
@@ -43,8 +43,8 @@ class AttentionEffect(AttentionHook):
         self.prefixes = tuple(prefixes)
         self.outputs = tuple(outputs)
 
-    def attend(
-        self, function: Attend, name: str, module: nn.Module, *given: Any, **more: Any
+    def run(
+        self, function: Function, name: str, module: nn.Module, *given: Any, **more: Any
     ) -> Any:
         """Attend with the prefix in front. Raises AttachError where the function can't."""
         if not self.switch.on:

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from hub.interfaces import Attend, AttentionHook, dispatch_attention
+from hub.interfaces import Function, FunctionHook, watch_functions
 from hub.sites.dataflow import Flow
 
 PADDED = 2
@@ -39,7 +39,7 @@ def watch_attention(
     modules: Mapping[str, nn.Module], flow: Flow, calls: list[AttentionCall]
 ) -> Iterator[None]:
     """Add to `calls` what goes through transformers' attention functions inside."""
-    dispatch_attention()
+    watch_functions()
     handles = [
         module.register_forward_hook(Recorder(path, flow, calls))
         for path, module in modules.items()
@@ -51,7 +51,7 @@ def watch_attention(
             handle.remove()
 
 
-class Recorder(AttentionHook):
+class Recorder(FunctionHook):
     """Notes what an attention function is given."""
 
     def __init__(self, path: str, flow: Flow, calls: list[AttentionCall]) -> None:
@@ -59,8 +59,8 @@ class Recorder(AttentionHook):
         self.flow = flow
         self.calls = calls
 
-    def attend(
-        self, function: Attend, name: str, module: nn.Module, *given: Any, **more: Any
+    def run(
+        self, function: Function, name: str, module: nn.Module, *given: Any, **more: Any
     ) -> Any:
         """Note it, and attend as asked."""
         tensors = [value for value in given if isinstance(value, Tensor)]

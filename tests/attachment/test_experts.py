@@ -12,7 +12,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, set_seed
 
 import hub
 from hub.attachment.effects import Switch
-from hub.attachment.experts import ExpertsHook, hang_experts
+from hub.attachment.experts import ExpertsEffect, hang_experts
 from hub.sites import find_sites
 from hub.sites.experts import is_experts
 from tests.snapshots import run, shake_adapter, take_snapshot
@@ -166,7 +166,7 @@ def test_a_copy_of_an_attached_mixture_carries_its_own_adapters() -> None:
     carried.detach()
     assert torch.equal(run(other), run(model))
     hooks = [h for m in other.modules() for h in m._forward_hooks.values()]
-    assert not any(isinstance(hook, ExpertsHook) for hook in hooks)
+    assert not any(isinstance(hook, ExpertsEffect) for hook in hooks)
 
 
 def test_experts_of_another_device_give_nothing() -> None:
