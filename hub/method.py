@@ -139,9 +139,7 @@ class Method(ABC, Generic[C]):
         None, the default, for nothing."""
         return None
 
-    def virtual_tokens(
-        self, config: C, tensors: Mapping[str, torch.Tensor]
-    ) -> torch.Tensor | None:
+    def virtual_tokens(self, config: C, tensors: Mapping[str, torch.Tensor]) -> torch.Tensor | None:
         """The virtual tokens that an adapter puts in front of the input, ``(n, d_model)``.
 
         With them it can be read: `hub show` names the nearest words. Default: None, it has none.

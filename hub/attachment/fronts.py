@@ -32,7 +32,7 @@ IGNORED = -100  # a label that counts for nothing
 _running = threading.local()
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Frame:
     """One forward of a front's module.
 
@@ -42,6 +42,7 @@ class Frame:
     behind: whether the keys and values that are given to attention alone are among them.
     order: where the rows are padded on the left, what comes at each place, (rows, inserted +
         length): the virtual tokens behind the padding.
+    placed: whether the placeholders have got their vectors.
     """
 
     inserted: int
@@ -50,6 +51,7 @@ class Frame:
     cached: int
     behind: bool
     order: Tensor | None = None
+    placed: bool = False
 
 
 class Front:
@@ -60,6 +62,7 @@ class Front:
     prompts: modules whose `extend` gives virtual tokens, (n, d_model), one after the other.
     moved: positions that attention alone is given, by which the tokens' positions move on.
     offset: positions that the model puts before all of these by itself.
+    axis: that of the positions in what the input embeddings give.
     cut: whether the outputs shall be those of the tokens given alone.
     fill: puts what attention alone is given into a cache for so many rows, where it can.
     """
@@ -74,6 +77,7 @@ class Front:
         prompts: Sequence[nn.Module] = (),
         moved: int = 0,
         offset: int = 0,
+        axis: int = 1,
         cut: bool = True,
     ) -> None:
         self.switch = switch
@@ -83,6 +87,7 @@ class Front:
         self.prompts = tuple(prompts)
         self.moved = moved
         self.offset = offset
+        self.axis = axis
         self.cut = cut
         self.fill: Callable[[Any, int], bool] | None = None
         with torch.no_grad():
@@ -130,6 +135,7 @@ class Front:
             blank = given.new_zeros(rows, self.count, *given.shape[2:])
             vectors = arrange(torch.cat([blank, given], dim=1), frame.order)
             kwargs["inputs_embeds"] = self.put_prompts(vectors, frame.order)
+            frame.placed = True
         push_frame(self, frame)
         return (), kwargs
 
@@ -140,6 +146,12 @@ class Front:
         frame = pop_frame(self)
         if frame is None or output is None:
             return None
+        if self.prompts and frame.inserted and not frame.placed:
+            raise AttachError(
+                f"{type(module).__name__} did not look its {frame.rows} x {frame.length} tokens up "
+                "in its input embeddings, so the virtual tokens found no place; this model can't "
+                "take them"
+            )
         given = find_cache(kwargs)
         for kept in (find_cache(output), given if count_cached(given) else None):
             write_mark(kept, (frame.cached, frame.behind))
@@ -152,10 +164,15 @@ class Front:
         frame = self.frame
         if frame is None or not frame.inserted or not isinstance(output, Tensor):
             return None
+        if frame.placed:
+            return None  # the same table looked up for something else, such as token types
+        vectors = output.transpose(0, 1) if self.axis == 0 else output
         total = self.offset + frame.inserted + frame.length
-        if output.shape[:2] != (frame.rows, total):
+        if vectors.shape[:2] != (frame.rows, total):
             return None
-        return self.put_prompts(output, frame.order, self.offset)
+        frame.placed = True
+        vectors = self.put_prompts(vectors, frame.order, self.offset)
+        return vectors.transpose(0, 1) if self.axis == 0 else vectors
 
     def put_prompts(self, vectors: Tensor, order: Tensor | None, offset: int = 0) -> Tensor:
         """(rows, positions, d_model) with the virtual tokens in the place of their placeholders."""
@@ -225,6 +242,9 @@ class Front:
             return value + frame.inserted
         if name == "attention_mask":
             return self._widen_mask(value, frame)
+        if self.blank and "causal" in name and value.shape == (frame.length, frame.length):
+            # What blanks may look at does not matter, and everyone may look at them.
+            return nn.functional.pad(value, (frame.inserted, 0, frame.inserted, 0))
         if not frame.inserted or value.shape[:2] != (frame.rows, frame.length):
             return value
         front = value[:, :1].expand(-1, frame.inserted, *value.shape[2:])

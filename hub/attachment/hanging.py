@@ -23,17 +23,19 @@ def hang_fronts(model: nn.Module, effects: Effects, switch: Switch) -> list[Remo
     stacks = find_stacks(model)
     handles: list[RemovableHandle] = []
     prompts: list[nn.Module] = []
-    place = None
+    place, axis = None, 1
     for site, modules in inputs:
         if stacks.encoder:
             host = model.get_submodule(stacks.encoder)
-            encoder = Front(switch, host, choose_word(model), prompts=modules, cut=False)
+            encoder = Front(
+                switch, host, choose_word(model), prompts=modules, axis=site.axis, cut=False
+            )
             handles += hang_front(encoder, host, model, site.path)
             crossing = Crossing(encoder, model)
             handles.append(model.register_forward_pre_hook(crossing.enter, with_kwargs=True))
             handles.append(model.register_forward_hook(crossing.leave, with_kwargs=True))
         else:
-            prompts, place = modules, site.path
+            prompts, place, axis = modules, site.path, site.axis
     blank = count_prefix([look for look in looks if look[0].inserted])
     moved = count_prefix([look for look in looks if not look[0].inserted])
     front = None
@@ -47,6 +49,7 @@ def hang_fronts(model: nn.Module, effects: Effects, switch: Switch) -> list[Remo
             prompts=prompts,
             moved=moved,
             offset=max(site.offset for site, _ in effects),
+            axis=axis,
         )
         handles += hang_front(front, host, model, place)
     return handles + hang_looks(model, looks, front, switch)

@@ -330,7 +330,10 @@ def _make_input(findings: _Findings, model: nn.Module) -> Iterator[Site]:
     shape = findings.trace.flow.nodes[returned[0][1]].shape
     offset = shape[1] - findings.trace.length if len(shape) == 3 else 0
     role = "encoder" if stacks.encoder else "input"
-    yield Site("embedding", path, role, None, shape[-1], shape[-1], offset=max(offset, 0))
+    axis = 0 if shape[:2] == (findings.trace.length, 1) else 1
+    yield Site(
+        "embedding", path, role, None, shape[-1], shape[-1], offset=max(offset, 0), axis=axis
+    )
 
 
 def _list_projections(findings: _Findings) -> list[Projection]:
