@@ -54,6 +54,13 @@ class Base:
         bias = getattr(self.module, "bias", None)
         return bias.detach() if isinstance(bias, torch.Tensor) else None
 
+    def embed(self, ids: torch.Tensor) -> torch.Tensor:
+        """What the site's embedding gives for token ids, (n,): (n, width), scaled where it scales
+        what it looks up."""
+        given = self.module(ids[None].to(self.read_weight().device))
+        vectors: torch.Tensor = given[0] if isinstance(given, tuple) else given
+        return vectors[0]
+
     def tokenize(self, text: str, tokenizer: str | None = None) -> torch.Tensor:
         """The ids of a text without special tokens, by the base's own tokenizer, or another.
 

@@ -121,9 +121,7 @@ class Prompt(hub.Method[PromptConfig]):
             ids = torch.randint(min(config.most_common or size, size), (n,))
         else:
             return
-        # By the module itself: some scale what their weight holds.
-        rows = base.module(ids[None].to(base.read_weight().device))[0]
-        module.prompt_embeddings.copy_(rows)
+        module.prompt_embeddings.copy_(base.embed(ids))
 
     def virtual_tokens(
         self, config: PromptConfig, tensors: Mapping[str, torch.Tensor]

@@ -162,16 +162,21 @@ class Front:
     ) -> Any:
         """The forward hook on the input embeddings: give the placeholders their vectors."""
         frame = self.frame
-        if frame is None or not frame.inserted or not isinstance(output, Tensor):
+        if frame is None or not frame.inserted:
             return None
         if frame.placed:
             return None  # the same table looked up for something else, such as token types
+        if isinstance(output, tuple):
+            vectors = self.embed(module, args, kwargs, output[0])
+            return None if vectors is None else (vectors, *output[1:])
         vectors = output.transpose(0, 1) if self.axis == 0 else output
         total = self.offset + frame.inserted + frame.length
-        if vectors.shape[:2] != (frame.rows, total):
+        if vectors.shape[0] != frame.rows or vectors.shape[1] < total:
             return None
         frame.placed = True
-        vectors = self.put_prompts(vectors, frame.order, self.offset)
+        body, padding = vectors[:, :total], vectors[:, total:]  # some models pad to a length
+        body = self.put_prompts(body, frame.order, self.offset)
+        vectors = torch.cat([body, padding], dim=1) if padding.shape[1] else body
         return vectors.transpose(0, 1) if self.axis == 0 else vectors
 
     def put_prompts(self, vectors: Tensor, order: Tensor | None, offset: int = 0) -> Tensor:

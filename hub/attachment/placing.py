@@ -40,7 +40,8 @@ def arrange(value: Tensor, order: Tensor | None, axis: int = 1) -> Tensor:
 
 
 def take_tokens(value: Tensor, order: Tensor | None, count: int, axis: int = 1) -> Tensor:
-    """A row's own positions out of `value`, without `count` virtual ones."""
+    """A row's own positions out of `value`, without `count` virtual ones; contiguous, as what a
+    model gives mostly is."""
     if order is None:
-        return value.narrow(axis, count, value.shape[axis] - count)
+        return value.narrow(axis, count, value.shape[axis] - count).contiguous()
     return arrange(value, order.argsort(1)[:, count:], axis)

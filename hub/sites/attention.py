@@ -80,7 +80,7 @@ def find_looks(
         looks[paths] = Look(
             path,
             paths,
-            find_axis(trace.flow, feeds),
+            find_axis(trace.flow, feeds, trace.length),
             shape[1] if len(shape) == 4 else 0,
             not is_view(trace.flow, operand.key, {feed.returned for feed in feeds}),
             call,
@@ -110,13 +110,15 @@ def is_view(flow: Flow, node: int, sources: set[int]) -> bool:
     return True
 
 
-def find_axis(flow: Flow, feeds: list[Projection]) -> int | None:
-    """The axis of the positions in what projections give for a batch of one row."""
-    shapes = {flow.nodes[feed.returned].shape for feed in feeds}
-    axes = {
-        1 if shape[0] == 1 else 0 if shape[1] == 1 else None for shape in shapes if len(shape) == 3
-    }
-    return axes.pop() if len(axes) == 1 and len({len(shape) for shape in shapes}) == 1 else None
+def find_axis(flow: Flow, feeds: list[Projection], length: int) -> int | None:
+    """The axis of the positions in what projections give for a row of `length` tokens; None where
+    there is no one axis that has them all."""
+    axes: set[int | None] = set()
+    for feed in feeds:
+        shape = flow.nodes[feed.returned].shape
+        places = [1 - axis for axis in (0, 1) if len(shape) == 3 and shape[axis] == 1]
+        axes.add(places[0] if places and shape[places[0]] >= length else None)
+    return axes.pop() if len(axes) == 1 else None
 
 
 def can_extend(trace: Trace, looks: list[Look]) -> bool:
