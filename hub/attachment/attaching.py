@@ -24,6 +24,7 @@ from hub.attachment.admission import (
 from hub.attachment.effects import CheckpointGuard, HeadHook, Switch, hang_effects
 from hub.attachment.experts import hang_experts
 from hub.attachment.fitting import Fit, fit_adapter
+from hub.attachment.gradients import ask_gradients
 from hub.attachment.hanging import hang_fronts
 from hub.attachment.merging import Swap, merge_fits, swap_weights
 from hub.attachment.substitutes import announce_substitutes
@@ -228,6 +229,8 @@ class Attachment:
         for fit in self._fits:
             for path, head in fit.heads.items():
                 self._hook(self._model.get_submodule(path), HeadHook(head, self._switch), True)
+        if any(fit.learns for fit in self._fits):
+            self._handles += ask_gradients(self._model)
         self._hook(self._model, CheckpointGuard(self._switch))
         forget_compiled()
 
