@@ -52,7 +52,7 @@ def test_four_processes_add_to_one_adapter_that_none_has_made(
     results = json.loads(run_python(SCRIPT, registry.home, time.time() + 1.0, 1.5, 4))
     assert all(isinstance(added, list) for added in results), results
     added = {number: mine for result in results for number, mine in result}
-    assert sum(len(result) for result in results) == len(added) > 8
+    assert sum(len(result) for result in results) == len(added) >= 4
     versions = registry.list()
     assert [version.number for version in versions] == list(range(len(added), 0, -1))
     assert {v.number: registry.read(v, "mine").decode() for v in versions} == added
