@@ -74,7 +74,7 @@ def hang_looks(
 ) -> list[RemovableHandle]:
     """The hooks at each attention, or at what feeds it."""
     handles: list[RemovableHandle] = []
-    by_layer: dict[int, AttentionEffect] = {}
+    by_layer: dict[int, tuple[str, AttentionEffect]] = {}
     for site, modules in looks:
         prefixes, outputs = find_prefixes(modules), [m for m in modules if not extends(m)]
         if site.inserted and prefixes:
@@ -92,9 +92,9 @@ def hang_looks(
             look = AttentionEffect(switch, front, site, prefixes, outputs)
             handles.append(module.register_forward_hook(look))
             if prefixes and site.cached:
-                by_layer[module.layer_idx] = look  # type: ignore[index]
+                by_layer[module.layer_idx] = (site.path, look)  # type: ignore[index]
     if front is not None and by_layer:
-        front.fill = CacheFiller(by_layer)
+        front.fill = CacheFiller(model, by_layer)
     return handles
 
 

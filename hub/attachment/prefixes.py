@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from hub.attachment.effects import Switch
+from hub.attachment.fitting import find_place
 from hub.attachment.fronts import Front, count_cached
 from hub.errors import AttachError
 from hub.interfaces import Function, FunctionHook
@@ -107,10 +108,11 @@ def widen_mask(
 class CacheFiller:
     """Puts the prefixes of all attentions into a plain cache, before the first token.
 
-    effects: by the layer's index in a cache.
+    effects: by the layer's index in a cache, each with the path of its attention in the model.
     """
 
-    def __init__(self, effects: dict[int, AttentionEffect]) -> None:
+    def __init__(self, model: nn.Module, effects: dict[int, tuple[str, AttentionEffect]]) -> None:
+        self.model = model
         self.effects = effects
 
     def __call__(self, cache: Any, rows: int) -> bool:
@@ -122,9 +124,10 @@ class CacheFiller:
             return False
         if any(type(layer) is not DynamicLayer for layer in cache.layers):
             return False
-        for index, effect in sorted(self.effects.items()):
-            parameter = next(effect.prefixes[0].parameters())
-            key, value = effect.make(parameter.new_empty(rows, 0))
+        for index, (path, effect) in sorted(self.effects.items()):
+            # A prefix that learns is in float32 whatever the precision of the tokens' keys.
+            device, dtype = find_place(self.model, path)
+            key, value = effect.make(torch.empty(rows, 0, device=device, dtype=dtype))
             cache.update(key, value, index)
         return True
 

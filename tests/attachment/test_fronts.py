@@ -140,6 +140,19 @@ def test_a_forward_goes_on_from_its_own_cache(kind: str, method: str) -> None:
                 torch.testing.assert_close(parts, whole, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize("method", FRONTS)
+@pytest.mark.parametrize("kind", GENERATORS)
+def test_what_learns_generates_on_a_base_in_half_precision(kind: str, method: str) -> None:
+    model = build_tiny(kind).to(torch.bfloat16)
+    adapter = shake_adapter(hub.Adapter.create(method, model, tokens=3))
+    ids = make_inputs(model)["input_ids"]
+    mask = torch.ones_like(ids)
+    with hub.attach(model, adapter, trainable=True):
+        learning = generate(model, ids, mask)
+    with hub.attach(model, adapter, trainable=False):
+        assert torch.equal(generate(model, ids, mask), learning)
+
+
 def test_a_cache_filled_without_the_prompt_is_refused() -> None:
     model, adapter = make("llama", "prompt")
     ids = make_inputs(model)["input_ids"]
