@@ -255,7 +255,7 @@ class Front:
         front = value[:, :1].expand(-1, frame.inserted, *value.shape[2:])
         if name == "input_ids":
             front = torch.full_like(front, self.word)
-        elif name == "labels":
+        elif name.endswith("labels"):
             if value.is_floating_point():
                 return value
             front = torch.full_like(front, IGNORED)

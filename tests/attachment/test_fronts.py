@@ -238,6 +238,16 @@ def test_labels_positions_and_types_are_widened() -> None:
     torch.testing.assert_close(plain.loss, by_hand)
 
 
+def test_labels_that_were_shifted_outside_are_widened() -> None:
+    model, adapter = make("llama", "prompt")
+    ids = make_inputs(model)["input_ids"]
+    shifted = torch.nn.functional.pad(ids[:, 1:], (0, 1), value=-100)
+    with hub.attach(model, adapter, trainable=False), torch.no_grad():
+        output = model(input_ids=ids, labels=ids, shift_labels=shifted)
+    expected = torch.nn.functional.cross_entropy(output.logits.flatten(0, 1), shifted.flatten())
+    torch.testing.assert_close(output.loss, expected)
+
+
 def test_embeddings_in_place_of_ids_give_the_same() -> None:
     for method in FRONTS:
         model, adapter = make("llama", method)
