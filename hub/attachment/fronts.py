@@ -341,10 +341,9 @@ def count_virtual(module: nn.Module) -> int:
 
 
 def push_frame(front: Front, frame: Frame) -> None:
-    """Say that a forward begins."""
-    if not hasattr(_running, "frames"):
-        _running.frames = []
-    _running.frames.append((id(front), frame))
+    """Say that a forward begins. One that an interrupt ended did not say that it was over."""
+    frames = [item for item in getattr(_running, "frames", []) if item[0] != id(front)]
+    _running.frames = [*frames, (id(front), frame)]
 
 
 def pop_frame(front: Front) -> Frame | None:

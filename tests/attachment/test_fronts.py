@@ -219,6 +219,31 @@ def test_checkpointing_gives_the_same_gradients(kind: str, method: str, reentran
             torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-6)
 
 
+def test_an_interrupted_forward_leaves_nothing_to_checkpointing() -> None:
+    def interrupt(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    model, adapter = make("opt", "prefix", dropout=0.0)
+    ids = make_inputs(model)["input_ids"]
+    model.activation_checkpointing_enable({"use_reentrant": False})
+    found = []
+    with hub.attach(model, adapter, trainable=True):
+        for interrupted in (False, True):
+            if interrupted:
+                with torch.no_grad():
+                    kept = model.eval()(input_ids=ids, use_cache=True).past_key_values
+                    handle = model.lm_head.register_forward_hook(interrupt)
+                    with pytest.raises(KeyboardInterrupt):
+                        model(input_ids=ids[:, :1], past_key_values=kept)
+                    handle.remove()
+            model.train()(input_ids=ids, labels=ids, use_cache=False).loss.backward()
+            (parameter,) = adapter.tensors.values()
+            assert parameter.grad is not None
+            found.append(parameter.grad.clone())
+            parameter.grad = None
+    torch.testing.assert_close(found[1], found[0])
+
+
 def test_labels_positions_and_types_are_widened() -> None:
     model, adapter = make("bert", "prompt")
     inputs = make_inputs(model)
