@@ -12,9 +12,10 @@ marked by the forward that fills it.
 from __future__ import annotations
 
 import inspect
+import itertools
 import threading
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -30,6 +31,7 @@ CACHES = ("past_key_values", "cache_params", "state", "mems", "past_buckets_stat
 IGNORED = -100  # a label that counts for nothing
 
 _running = threading.local()
+_numbers = itertools.count()
 
 
 @dataclass(slots=True)
@@ -54,6 +56,16 @@ class Frame:
     placed: bool = False
 
 
+@dataclass(frozen=True, slots=True)
+class Mark:
+    """What stands on a cache: the number of the front that filled it, and a frame's `cached` and
+    `behind`."""
+
+    number: int
+    cached: int
+    behind: bool
+
+
 class Front:
     """What is put in front of the tokens of one module, the host.
 
@@ -65,6 +77,7 @@ class Front:
     axis: that of the positions in what the input embeddings give.
     cut: whether the outputs shall be those of the tokens given alone.
     fill: puts what attention alone is given into a cache for so many rows, where it can.
+    number: tells the caches that it filled from those of other fronts; a copy of a model keeps it.
     """
 
     def __init__(
@@ -81,6 +94,7 @@ class Front:
         cut: bool = True,
     ) -> None:
         self.switch = switch
+        self.number = next(_numbers)
         self.parameters = list_parameters(host)
         self.word = word
         self.blank = blank
@@ -98,24 +112,31 @@ class Front:
         """The forward that runs in this thread; None outside of one, such as while gradient
         checkpointing runs a layer again."""
         frames: list[tuple[int, Frame]] = getattr(_running, "frames", [])
+        if frames and frames[-1][0] == id(self):  # asked at every attention of every token
+            return frames[-1][1]
         return next((frame for owner, frame in reversed(frames) if owner == id(self)), None)
 
     def enter(
         self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
         """The forward pre-hook: put the positions in front. Raises AttachError."""
-        if not self.switch.on:
-            return None
         kwargs = {**dict(zip(self.parameters, args, strict=False)), **kwargs}
+        kept = find_cache(kwargs)
+        known = read_mark(kept)
+        if not self.switch.on or (known is not None and known.number != self.number):
+            if known is not None:
+                raise AttachError(
+                    "this cache holds virtual tokens of adapters that do not act now; start from "
+                    "an empty cache"
+                )
+            return None
         ids = kwargs.get("input_ids")
         given = ids if ids is not None else kwargs.get("inputs_embeds")
         if given is None:
             return None
         rows, length = given.shape[:2]
-        kept = find_cache(kwargs)
-        known = read_mark(kept)
         if known is None:
-            if count_cached(kept):
+            if is_filled(kept):
                 raise AttachError(
                     "this cache was filled without the adapters' virtual tokens, so they can't "
                     "come before it; start from an empty cache"
@@ -124,13 +145,13 @@ class Front:
             cached = self.count + (self.moved if behind else 0)
             frame = Frame(self.count, rows, length, cached, behind)
         else:
-            frame = Frame(0, rows, length, *known)
+            frame = Frame(0, rows, length, known.cached, known.behind)
         check_room(kept, frame)
-        frame = replace(frame, order=self._find_order(kwargs.get("attention_mask"), frame))
+        frame.order = self._find_order(kwargs.get("attention_mask"), frame)
         self._move_positions(kwargs, frame, kept)
-        for name, value in kwargs.items():
-            if isinstance(value, Tensor):
-                kwargs[name] = self._widen(name, value, frame)
+        for name in kwargs if frame.inserted else ("attention_mask",):
+            if isinstance(kwargs.get(name), Tensor):
+                kwargs[name] = self._widen(name, kwargs[name], frame)
         if ids is None and frame.inserted:
             blank = given.new_zeros(rows, self.count, *given.shape[2:])
             vectors = arrange(torch.cat([blank, given], dim=1), frame.order)
@@ -154,7 +175,7 @@ class Front:
             )
         given = find_cache(kwargs)
         for kept in (find_cache(output), given if count_cached(given) else None):
-            write_mark(kept, (frame.cached, frame.behind))
+            write_mark(kept, Mark(self.number, frame.cached, frame.behind))
         return cut_output(output, frame) if self.cut else None
 
     def embed(
@@ -271,8 +292,9 @@ class Front:
             )
         if frame.inserted and mask.shape[1] == frame.length + frame.inserted:
             return mask  # spread on the way here
-        behind = mask.new_ones(len(mask), frame.cached - self.count)
-        return torch.cat([behind, self.spread_mask(mask)], dim=1)
+        mask = self.spread_mask(mask) if self.count else mask
+        behind = frame.cached - self.count
+        return torch.cat([mask.new_ones(len(mask), behind), mask], dim=1) if behind else mask
 
 
 class Crossing:
@@ -370,13 +392,13 @@ def carry_mark(kept: Any) -> Any:
     return kept
 
 
-def read_mark(kept: Any) -> tuple[int, bool] | None:
-    """What the forward that filled a cache wrote on it."""
-    mark: tuple[int, bool] | None = getattr(carry_mark(kept), MARK, None)
-    return mark
+def read_mark(kept: Any) -> Mark | None:
+    """What the forward that filled a cache wrote on it; None on one that was emptied since."""
+    mark: Mark | None = getattr(carry_mark(kept), MARK, None)
+    return None if is_filled(kept) is False else mark
 
 
-def write_mark(kept: Any, mark: tuple[int, bool]) -> None:
+def write_mark(kept: Any, mark: Mark) -> None:
     """Write on a cache what a forward left in it."""
     carrier = carry_mark(kept)
     if hasattr(carrier, "__dict__"):
@@ -398,6 +420,16 @@ def check_room(kept: Any, frame: Frame) -> None:
         )
 
 
+def is_filled(kept: Any) -> bool | None:
+    """Whether a cache holds anything; None where it can't say."""
+    if not hasattr(kept, "get_seq_length"):
+        return None
+    try:
+        return bool(kept.get_seq_length())
+    except ValueError:  # a cache of states, without positions
+        return bool(kept.has_previous_state())
+
+
 def count_cached(kept: Any) -> int:
     """How many positions a cache holds; 0 where it can't say."""
     count = getattr(kept, "get_seq_length", None)
@@ -410,6 +442,8 @@ def count_cached(kept: Any) -> int:
 def cut_output(output: Any, frame: Frame) -> Any:
     """What a model gives, without the positions in front."""
     if isinstance(output, Mapping):
+        if not frame.inserted and not any("attentions" in name for name in output):
+            return output  # what decoding gives, as it is
         return type(output)(**{name: cut_value(output[name], frame, name) for name in output})
     if isinstance(output, Tensor):
         return cut_value(output, frame)

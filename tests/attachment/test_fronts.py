@@ -165,6 +165,35 @@ def test_a_cache_filled_without_the_prompt_is_refused() -> None:
         model(input_ids=ids[:, :1], past_key_values=kept)
 
 
+@pytest.mark.parametrize("kind", ["llama", "mamba"])
+def test_a_cache_that_was_emptied_gets_the_prompt_again(kind: str) -> None:
+    model, adapter = make(kind, "prompt")
+    ids = make_inputs(model)["input_ids"]
+    name = "cache_params" if kind == "mamba" else "past_key_values"
+    with hub.attach(model, adapter, trainable=False), torch.no_grad():
+        first = model(input_ids=ids, use_cache=True)
+        first[name].reset()
+        again = model(input_ids=ids, use_cache=True, **{name: first[name]})
+    assert torch.equal(again.logits, first.logits)
+
+
+@pytest.mark.parametrize("kind", ["llama", "opt"])
+@pytest.mark.parametrize("method", FRONTS)
+def test_a_cache_of_other_adapters_is_refused(kind: str, method: str) -> None:
+    model, adapter = make(kind, method)
+    other = shake_adapter(hub.Adapter.create(method, model, tokens=5))
+    ids = make_inputs(model)["input_ids"]
+    with hub.attach(model, adapter, trainable=False) as attachment, torch.no_grad():
+        kept = model(input_ids=ids, use_cache=True).past_key_values
+        with attachment.disabled(), pytest.raises(AttachError, match="that do not act now"):
+            model(input_ids=ids[:, :1], past_key_values=kept)
+    with (
+        hub.attach(model, other, trainable=False),
+        pytest.raises(AttachError, match="that do not act now"),
+    ):
+        model(input_ids=ids[:, :1], past_key_values=kept)
+
+
 def test_a_cache_without_room_for_the_prompt_is_refused() -> None:
     model, adapter = make("llama", "prompt")
     ids = make_inputs(model)["input_ids"]
