@@ -17,6 +17,7 @@ from torch import nn
 from torch.nn.utils.rnn import pad_sequence
 
 from hub.adapter import name_task_type
+from hub.attachment import Attachment
 from hub.errors import DataError, TrainError
 from hub.training.data import Example, Examples, shorten, show_progress
 from hub.training.labels import Labels
@@ -192,14 +193,29 @@ class Encoder:
             )
 
 
-def make_encoder(model: Any, tokenizer: Any, kind: Kind, max_length: int | None) -> Encoder:
+def count_front(attachment: Attachment | None) -> int:
+    """How many positions of the model attached adapters take for themselves, before a row's."""
+    if attachment is None:
+        return 0
+    count = 0
+    with torch.no_grad():
+        for adapter in attachment.active:
+            modules: Any = attachment.modules(adapter).values()
+            count += max((len(m.extend()) for m in modules if hasattr(m, "extend")), default=0)
+    return count
+
+
+def make_encoder(
+    model: Any, tokenizer: Any, kind: Kind, max_length: int | None, front: int = 0
+) -> Encoder:
     """The encoder for a model and its tokenizer.
 
-    max_length: the model's limit, at most 1024, when left out. Padding is the model's own token
-        for it, else the tokenizer's, else the end of sequence.
+    max_length: what the model's positions leave, at most 1024, when left out. Padding is the
+        model's own token for it, else the tokenizer's, else the end of sequence.
+    front: the positions that adapters take.
 
     Raises DataError where the tokenizer has no end of sequence, or `max_length` is beyond the
-    model's positions.
+    model's positions, or adapters leave none.
     """
     eos, config = tokenizer.eos_token_id, model.config.get_text_config()
     if eos is None and kind != "classification":
@@ -214,11 +230,20 @@ def make_encoder(model: Any, tokenizer: Any, kind: Kind, max_length: int | None)
             "neither the model nor the tokenizer has a padding token; set tokenizer.pad_token"
         )
     positions = getattr(config, "max_position_embeddings", None)
-    limit = positions if isinstance(positions, int) and positions > 0 else LONGEST
+    positions = positions if isinstance(positions, int) and positions > 0 else None
+    front = front if positions else 0
+    limit, beside = (positions or LONGEST) - front, f" beside {front} virtual ones" if front else ""
+    if limit < 2:
+        raise DataError(
+            f"the adapter's {front} virtual tokens leave no room in this model, which takes "
+            f"{positions} tokens; make it with fewer"
+        )
     if max_length is None:
-        max_length = min(limit, LONGEST, int(tokenizer.model_max_length))
+        max_length = min(limit, LONGEST, max(2, int(tokenizer.model_max_length) - front))
     elif max_length < 2 or (positions and max_length > limit):
-        raise DataError(f"max_length is {max_length}; this model takes from 2 to {limit} tokens")
+        raise DataError(
+            f"max_length is {max_length}; this model takes from 2 to {limit} tokens{beside}"
+        )
     probe = tokenizer("a", return_special_tokens_mask=True).special_tokens_mask
     opening = next((i for i, special in enumerate(probe) if not special), len(probe))
     closing = next((i for i, special in enumerate(probe[::-1]) if not special), 0)

@@ -23,6 +23,7 @@ from hub.training.encoding import (
     Encoder,
     Row,
     collate,
+    count_front,
     find_kind,
     make_encoder,
 )
@@ -86,8 +87,9 @@ def evaluate(
     if batch_size < 1:
         raise DataError(f"batch_size is {batch_size}; it is a whole number from 1")
     examples = read_examples(dataset, template)
-    encoder = make_encoder(model, tokenizer, kind, max_length)
     with show_adapter(model, adapter, allow_other_base), keep_model(model):
+        shown = None if adapter is None else Attachment.of(model)
+        encoder = make_encoder(model, tokenizer, kind, max_length, count_front(shown))
         labels = None
         if kind == "classification":
             known = find_label_names(model, adapter)

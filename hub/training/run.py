@@ -7,7 +7,7 @@ import math
 import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from importlib.metadata import version
 from importlib.util import find_spec
@@ -21,7 +21,7 @@ from hub.references import locate_folder
 from hub.sites import unwrap_model
 from hub.training.checkpoints import begin_run, describe_run, resume_run
 from hub.training.data import Data, read_examples
-from hub.training.encoding import collate, find_kind, make_encoder
+from hub.training.encoding import collate, count_front, find_kind, make_encoder
 from hub.training.evaluation import Evaluator
 from hub.training.keeping import keep_adapter_on_error, keep_model, keep_random_state
 from hub.training.labels import Labels, settle_labels
@@ -143,39 +143,40 @@ def train(
     metrics = choose_metrics(metric, kind, bool(choices)) if eval_dataset is not None else []
     examples = read_examples(dataset, template)
     measured = read_examples(eval_dataset, template) if eval_dataset is not None else None
-    encoder = make_encoder(model, tokenizer, kind, max_length)
     labels = None
     if kind == "classification":
         labels = settle_labels(examples, model.config, adapter.lineage.get("labels", ()))
-    rows, truncated = encoder.encode(examples, labels)
-    if truncated:
-        log.warning(
-            "%d of %d prompts were cut to fit max_length=%d tokens",
-            truncated,
-            len(rows),
-            encoder.max_length,
-        )
-    evaluator = None
-    if measured is not None:
-        evaluator = Evaluator(
-            model,
-            encoder,
-            metrics,
-            measured,
-            labels=labels,
-            batch_size=batch_size,
-            max_new_tokens=max_new_tokens,
-            choices=choices or (),
-        )
-    run = describe_run(model, adapter, examples, measured, encoder, options, metrics)
     start = time.monotonic()
     with (
         keep_random_state(model),
         keep_adapter_on_error(adapter),
         keep_model(model),
         put_on(model, adapter, allow_other_base) as attachment,
-        open_output(output) as folder,
+        ExitStack() as stack,
     ):
+        encoder = make_encoder(model, tokenizer, kind, max_length, count_front(attachment))
+        rows, truncated = encoder.encode(examples, labels)
+        if truncated:
+            log.warning(
+                "%d of %d prompts were cut to fit max_length=%d tokens",
+                truncated,
+                len(rows),
+                encoder.max_length,
+            )
+        evaluator = None
+        if measured is not None:
+            evaluator = Evaluator(
+                model,
+                encoder,
+                metrics,
+                measured,
+                labels=labels,
+                batch_size=batch_size,
+                max_new_tokens=max_new_tokens,
+                choices=choices or (),
+            )
+        run = describe_run(model, adapter, examples, measured, encoder, options, metrics)
+        folder = stack.enter_context(open_output(output))
         checkpoint = resume_run(folder, run) if resume else None
         if not resume:
             begin_run(folder, run)

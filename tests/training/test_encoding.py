@@ -118,6 +118,19 @@ def test_max_length_beyond_the_model_is_refused(tokenizer: Any) -> None:
         make_encoder(LLAMA, tokenizer, "causal", 65)
 
 
+def test_virtual_tokens_take_positions(tokenizer: Any) -> None:
+    encoder = make_encoder(LLAMA, tokenizer, "causal", None, front=4)
+    assert encoder.max_length == 60
+    with pytest.raises(DataError, match=r"max_length is 61; .* 2 to 60 tokens beside 4 virtual"):
+        make_encoder(LLAMA, tokenizer, "causal", 61, front=4)
+    with pytest.raises(
+        DataError, match=r"63 virtual tokens leave no room .* takes 64 tokens; make"
+    ):
+        make_encoder(LLAMA, tokenizer, "causal", None, front=63)
+    # T5 counts no positions.
+    assert make_encoder(T5, tokenizer, "seq2seq", 70, front=4).max_length == 70
+
+
 def test_model_that_learns_no_completions_is_refused() -> None:
     with pytest.raises(TrainError, match="BertForMaskedLM learns no completions"):
         find_kind(build_tiny("bert"))

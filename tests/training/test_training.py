@@ -417,3 +417,15 @@ def test_training_without_accelerate_says_what_to_install(monkeypatch: pytest.Mo
     monkeypatch.setitem(sys.modules, "accelerate", None)
     with pytest.raises(PackageMissing, match=r"accelerate .* pip install 'pefthub\[train\]'"):
         train(model, hub.Adapter.create("lora", model))
+
+
+@pytest.mark.parametrize("method", ["prompt", "prefix"])
+def test_long_rows_leave_room_for_virtual_tokens(method: str) -> None:
+    model = build("bert", "classification")
+    adapter = hub.Adapter.create(method, model, tokens=4)
+    rows = [{"x": "w1 " * 80, "y": str(i % 2)} for i in range(4)]
+    result = train(model, adapter, rows, eval_dataset=rows)
+    assert result.truncated == 4
+    assert adapter.lineage["training"]["options"]["max_length"] == 60
+    found = hub.evaluate(model, adapter, rows, tokenizer=make_tokenizer(), template=TEMPLATE)
+    assert found.truncated == 4
