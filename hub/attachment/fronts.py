@@ -147,6 +147,7 @@ class Front:
         else:
             frame = Frame(0, rows, length, known.cached, known.behind)
         check_room(kept, frame)
+        check_tokens(kwargs, kept, frame)
         frame.order = self._find_order(kwargs.get("attention_mask"), frame)
         self._move_positions(kwargs, frame, kept)
         for name in kwargs if frame.inserted else ("attention_mask",):
@@ -417,6 +418,30 @@ def check_room(kept: Any, frame: Frame) -> None:
         raise AttachError(
             f"the cache holds {most} positions and needs {wanted}, with those that the adapters "
             "put in front; make it larger, or let it grow (cache_implementation='dynamic')"
+        )
+
+
+def check_tokens(kwargs: Mapping[str, Any], kept: Any, frame: Frame) -> None:
+    """Raise AttachError where a forward that goes on from a cache is not given the tokens behind
+    those that it holds: `generate` takes the virtual ones there for tokens of the text, and leaves
+    out as many.
+
+    The mask tells, or where it was left out for being all ones, the positions.
+    """
+    held = 0 if frame.inserted else count_cached(kept)
+    if not held or not frame.cached or frame.length == 1 or torch.compiler.is_compiling():
+        return
+    tokens = held - frame.cached
+    mask, positions = kwargs.get("attention_mask"), kwargs.get("position_ids")
+    if isinstance(mask, Tensor) and mask.dim() == 2:
+        behind = mask.shape[1] == tokens + frame.length
+    else:
+        behind = positions is None or int(positions.max()) != held + frame.length - 1
+    if not behind:
+        raise AttachError(
+            f"the {frame.length} tokens given do not follow the {tokens} that the cache holds "
+            f"besides the adapters' {frame.cached} virtual ones; to go on from a cache, give "
+            "generate the new tokens alone, and the mask of all"
         )
 
 

@@ -165,6 +165,32 @@ def test_a_cache_filled_without_the_prompt_is_refused() -> None:
         model(input_ids=ids[:, :1], past_key_values=kept)
 
 
+@pytest.mark.parametrize("kind", ["llama", "gpt2", "opt"])
+@pytest.mark.parametrize("method", FRONTS)
+def test_generation_goes_on_from_a_cache_with_the_new_tokens_alone(kind: str, method: str) -> None:
+    model, adapter = make(kind, method)
+    ids = make_inputs(model)["input_ids"]
+    options = {**GREEDY, "max_new_tokens": 3, "output_logits": True}
+    options["return_dict_in_generate"] = True
+    with hub.attach(model, adapter, trainable=False):
+        kept = DynamicCache(config=model.config)
+        first = model.generate(
+            input_ids=ids, attention_mask=torch.ones_like(ids), past_key_values=kept, **options
+        )
+        whole = torch.cat([first.sequences, ids], dim=1)
+        mask = torch.ones_like(whole)
+        anew = model.generate(input_ids=whole, attention_mask=mask, **options).logits
+        new = whole[:, first.sequences.shape[1] - 1 :]  # the last one was made and not read yet
+        with pytest.raises(AttachError, match="do not follow the 9 that the cache holds"):
+            model.generate(
+                input_ids=whole, attention_mask=mask, past_key_values=copy.deepcopy(kept), **options
+            )
+        further = model.generate(
+            input_ids=new, attention_mask=mask, past_key_values=kept, **options
+        ).logits
+    torch.testing.assert_close(further, anew, rtol=1e-4, atol=1e-5)
+
+
 @pytest.mark.parametrize("kind", ["llama", "mamba"])
 def test_a_cache_that_was_emptied_gets_the_prompt_again(kind: str) -> None:
     model, adapter = make(kind, "prompt")
