@@ -48,14 +48,15 @@ class AttentionEffect(FunctionHook):
         self, function: Function, name: str, module: nn.Module, *given: Any, **more: Any
     ) -> Any:
         """Attend with the prefix in front. Raises AttachError where the function can't."""
-        if not self.switch.on:
+        frame = self.front.frame if self.front is not None else None
+        given_already = not self.prefixes or (frame is not None and frame.behind)
+        if not self.switch.on or (given_already and not self.outputs):
             return function(module, *given, **more)
         query, key, value = given[:3]
         mask = given[3] if len(given) > 3 else more.pop("attention_mask", None)
         rest = given[4:]
-        frame = self.front.frame if self.front is not None else None
         count = 0
-        if self.prefixes and not (frame is not None and frame.behind):
+        if not given_already:
             length = key.shape[2]
             front_key, front_value = self.make(key)
             count = front_key.shape[2]
@@ -166,6 +167,11 @@ class FeedEffect:
         extended = extended[:, start:end].to(output.device, output.dtype)
         before = self.front.offset
         after = before + len(extended)
+        if output.shape[self.axis] < after:
+            raise AttachError(
+                f"{type(module).__name__} gave {output.shape[self.axis]} positions, fewer than the "
+                f"prefix's {len(extended)}; this model shortens what it is given"
+            )
         head, tail = (
             output.narrow(self.axis, 0, before),
             output.narrow(self.axis, after, output.shape[self.axis] - after),

@@ -64,15 +64,20 @@ def find_looks(
         *((attention, None) for attention in attentions),
     ]
     callers = {call.path for call in trace.attention}
+    askers = {
+        feed.given
+        for operand, _ in operands
+        for feed in find_feeds(trace.flow, (operand.query,), made)
+    }
+    shared = {projection.path for projection in projections if projection.given not in askers}
     looks: dict[tuple[str, ...], Look] = {}
     for operand, call in operands:
         feeds = find_feeds(trace.flow, (operand.key, operand.value), made)
         paths = tuple(dict.fromkeys(feed.path for feed in feeds))
         if not feeds or paths in looks:
             continue
-        asked = {feed.given for feed in find_feeds(trace.flow, (operand.query,), made)}
-        if own and asked.isdisjoint(feed.given for feed in feeds):
-            continue
+        if own and not shared.isdisjoint(paths):
+            continue  # what they read asks nothing: it is another stack's
         path = call.path if call is not None else paths[0].rpartition(".")[0]
         if path in (look.path for look in looks.values()) or (call is None and path in callers):
             continue  # the module makes more of what it attends with than one projection of each
