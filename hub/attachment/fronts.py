@@ -429,15 +429,16 @@ def check_tokens(kwargs: Mapping[str, Any], kept: Any, frame: Frame) -> None:
     The mask tells, or where it was left out for being all ones, the positions.
     """
     held = 0 if frame.inserted else count_cached(kept)
-    if not held or not frame.cached or frame.length == 1 or torch.compiler.is_compiling():
+    if not held or not frame.cached or torch.compiler.is_compiling():
         return
     tokens = held - frame.cached
+    total = tokens + frame.length
     mask, positions = kwargs.get("attention_mask"), kwargs.get("position_ids")
     if isinstance(mask, Tensor) and mask.dim() == 2:
-        behind = mask.shape[1] == tokens + frame.length
-    else:
-        behind = positions is None or int(positions.max()) != held + frame.length - 1
-    if not behind:
+        total = mask.shape[1]
+    elif isinstance(positions, Tensor) and positions.dim() == 2:
+        total = int(positions.max()) + 1
+    if total != tokens + frame.length:
         raise AttachError(
             f"the {frame.length} tokens given do not follow the {tokens} that the cache holds "
             f"besides the adapters' {frame.cached} virtual ones; to go on from a cache, give "

@@ -181,10 +181,14 @@ def test_generation_goes_on_from_a_cache_with_the_new_tokens_alone(kind: str, me
         mask = torch.ones_like(whole)
         anew = model.generate(input_ids=whole, attention_mask=mask, **options).logits
         new = whole[:, first.sequences.shape[1] - 1 :]  # the last one was made and not read yet
-        with pytest.raises(AttachError, match="do not follow the 9 that the cache holds"):
-            model.generate(
-                input_ids=whole, attention_mask=mask, past_key_values=copy.deepcopy(kept), **options
-            )
+        for length in (11, 13, 17):
+            with pytest.raises(AttachError, match="do not follow the 9 that the cache holds"):
+                model.generate(
+                    input_ids=whole[:, :length],
+                    attention_mask=mask[:, :length],
+                    past_key_values=copy.deepcopy(kept),
+                    **options,
+                )
         further = model.generate(
             input_ids=new, attention_mask=mask, past_key_values=kept, **options
         ).logits
