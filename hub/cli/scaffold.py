@@ -47,8 +47,11 @@ def write_scaffold(name: str, where: Path) -> tuple[Path, tuple[str, ...]]:
 
 def check_name(name: str) -> None:
     """Raise MethodError on a name that can't be a method's, or is one's already."""
-    plain = name.isascii() and name.isidentifier() and name == name.lower()
-    if not plain or keyword.iskeyword(name):
+    if keyword.iskeyword(name):
+        raise MethodError(
+            f"{name!r} can't be a method's name, since it is a word of Python; choose another name"
+        )
+    if not (name.isascii() and name.isidentifier() and name == name.lower()):
         raise MethodError(
             f"{name!r} can't be a method's name; take lower-case letters, digits and underscores, "
             "a letter first"

@@ -98,7 +98,7 @@ def test_new_in_json_names_the_folder(read: Read) -> None:
         ("3glow", "'3glow' can't be a method's name"),
         ("my-glow", "'my-glow' can't be a method's name"),
         ("../glow", "'../glow' can't be a method's name"),
-        ("class", "'class' can't be a method's name"),
+        ("class", "'class' can't be a method's name, since it is a word of Python"),
         ("new", "'new' is a word of `hub methods` itself"),
         ("lora", "'lora' is an installed method; choose another name"),
         ("registry", "a module hub_registry is installed already"),
