@@ -80,8 +80,13 @@ def verify_table(adapter: Adapter, name: str, table: torch.Tensor, label: str) -
     name: what the base calls them. label: what to call the base. Raises BaseMismatch.
     """
     base = adapter.base
-    if base is None or name not in base.sample or base.quantization is not None:
+    if base is None or not base.sample or base.quantization is not None:
         return
+    if name not in base.sample:
+        raise BaseMismatch(
+            f"{adapter.label} was made for {base.label}, which has no {name} as {label} has; give "
+            "that base"
+        )
     known = describe_table(base.architecture, {name: base.sample[name]}, base.precision)
     found = describe_table(
         base.architecture, {name: sample_tensor(name, table)}, name_dtype(table.dtype)

@@ -110,6 +110,9 @@ def test_another_base_is_refused(fail: Fail, tmp_path: Path) -> None:
     assert "prompt@1 was made for" in said
     assert "embeddings of" in said
     assert "give that base" in said
+    assert "has no embeddings.word_embeddings.weight as ./bert has; give that base" in fail(
+        "show prompt@1 --base ./bert"
+    )
 
 
 @pytest.mark.usefixtures("prompt")
