@@ -12,7 +12,7 @@ from torch import nn
 from hub.bases import Base
 from hub.building import build_modules
 from hub.discovery import installed_methods
-from hub.errors import FileError
+from hub.errors import ConfigError, FileError, MethodError
 from hub.files import Manifest, format_files, parse_adapter, read_contents, write_files
 from hub.heads import copy_head, find_heads
 from hub.identity import identify_base
@@ -139,10 +139,13 @@ class Adapter:
         if not isinstance(peft_type, str):
             raise FileError(f"{where}: adapter_config.json does not say its peft_type")
         methods = installed_methods()
-        if files.manifest is not None:
-            method = methods.get(files.manifest.method)
-        else:
-            method = methods.get_by_peft_type(peft_type)
+        try:
+            if files.manifest is not None:
+                method = methods.get(files.manifest.method)
+            else:
+                method = methods.get_by_peft_type(peft_type)
+        except MethodError as error:
+            raise MethodError(f"{where}: {error}") from error
         tensors = {}
         for key, tensor in files.tensors.items():
             if not key.startswith(method.prefix) and key not in method.plain_names:
@@ -152,12 +155,16 @@ class Adapter:
                 )
             tensors[key.removeprefix(method.prefix)] = tensor
         fields = {k: v for k, v in files.config.items() if k not in COMMON}
-        taken = methods.call("hub_load", method.name, config=fields, tensors=tensors)
-        fields, tensors = taken if taken is not None else (fields, tensors)
+        try:
+            taken = methods.call("hub_load", method.name, config=fields, tensors=tensors)
+            fields, tensors = taken if taken is not None else (fields, tensors)
+            config = method.read_config(fields)
+        except ConfigError as error:
+            raise ConfigError(f"{where}: {error}") from error
         manifest = files.manifest or Manifest(method.name)
         return cls(
             method.name,
-            method.read_config(fields),
+            config,
             tensors,
             heads=find_saved_heads(where, files.config.get("modules_to_save") or [], tensors),
             base=manifest.base,

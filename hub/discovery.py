@@ -83,7 +83,8 @@ class Methods:
             if method.peft_type == peft_type:
                 return method
         raise MethodError(
-            f"no installed method reads peft_type {peft_type!r}; installed: {self._listed()}"
+            f"no installed method reads peft_type {peft_type!r}; installed: {self._listed()}; "
+            "install a plugin that does, or load the adapter with peft"
         )
 
     def call(self, hook: str, method: str, **arguments: Any) -> Any:

@@ -188,8 +188,17 @@ def test_unknown_method_names_those_installed(folder: Path) -> None:
 
 def test_unknown_peft_type_names_those_installed(foreign: Path) -> None:
     edit_config(foreign, peft_type="VERA")
-    with pytest.raises(MethodError, match="no installed method reads peft_type 'VERA'"):
+    with pytest.raises(MethodError, match="no installed method reads peft_type 'VERA'") as caught:
         hub.load(foreign)
+    assert str(caught.value).startswith(f"{foreign}: ")
+    assert str(caught.value).endswith("install a plugin that does, or load the adapter with peft")
+
+
+def test_field_that_is_not_known_names_the_folder(foreign: Path) -> None:
+    edit_config(foreign, bias="all")
+    with pytest.raises(MethodError, match="adapter_config.json has bias='all'") as caught:
+        hub.load(foreign)
+    assert str(caught.value).startswith(f"{foreign}: ")
 
 
 def rename_first(tensors: dict[str, torch.Tensor]) -> None:
