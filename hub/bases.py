@@ -9,6 +9,7 @@ from torch import nn
 
 from hub.errors import AttachError, ConfigError
 from hub.quantization import dequantize_weight, is_quantized
+from hub.references import is_folder, locate_folder
 
 
 class Base:
@@ -73,16 +74,25 @@ class Base:
         if not place:
             raise ConfigError(
                 "this base does not say where it was loaded from, so its tokenizer can't be found; "
-                "give the tokenizer's folder or repository"
+                "give tokenizer, a folder or a repository"
+            )
+        if is_folder(place) and not locate_folder(place).is_dir():
+            raise ConfigError(
+                f"the tokenizer's folder {place} does not exist; give a folder or a repository"
             )
         try:
             loaded = AutoTokenizer.from_pretrained(place, trust_remote_code=False)
         except (OSError, ValueError) as error:
             reason = " ".join(str(error).split()).rstrip(".")
-            raise ConfigError(f"can't load the tokenizer of {place}: {reason}") from error
+            raise ConfigError(
+                f"can't load the tokenizer of {place}: {reason}; give tokenizer, a folder or a "
+                "repository that has one"
+            ) from error
         ids = loaded(text, add_special_tokens=False)["input_ids"]
         if not ids:
-            raise ConfigError(f"the tokenizer of {place} makes no token of {text!r}")
+            raise ConfigError(
+                f"the tokenizer of {place} makes no token of {text!r}; give another text"
+            )
         return torch.tensor(ids)
 
 

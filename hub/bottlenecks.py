@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import ClassVar, Self
@@ -46,9 +47,10 @@ class BottleneckConfig:
     def __post_init__(self) -> None:
         if self.size is not None and (not isinstance(self.size, int) or self.size < 1):
             raise ConfigError(f"{self.method}: size is {self.size!r}; it is a whole number from 1")
-        if not self.reduction_factor > 0:
+        if not 0 < self.reduction_factor < math.inf:
             raise ConfigError(
-                f"{self.method}: reduction_factor is {self.reduction_factor!r}; it must be above 0"
+                f"{self.method}: reduction_factor is {self.reduction_factor!r}; it must be above 0 "
+                "and finite"
             )
         if self.activation not in ACTIVATIONS:
             raise ConfigError(

@@ -176,7 +176,13 @@ class DifferenceMethod(Method[C]):
         chosen = [site for site in there if not self._excludes(site.path, config.exclude)]
         if not chosen:
             raise ConfigError(
-                f"{self.name}: exclude={config.exclude!r} leaves none of the {len(there)} modules"
+                f"{self.name}: exclude={config.exclude!r} leaves none of the {len(there)} "
+                "modules; leave out less"
+            )
+        if config.exclude and len(chosen) == len(there):
+            raise ConfigError(
+                f"{self.name}: exclude={config.exclude!r} matches none of the {len(there)} "
+                f"modules, such as {there[0].path}"
             )
         return chosen
 

@@ -178,7 +178,7 @@ class Method(ABC, Generic[C]):
         hints = get_type_hints(self.config)
         for name, value in values.items():
             if not fits_type(value, hints[name]):
-                shown = str(hints[name]).removeprefix("<class '").removesuffix("'>")
+                shown = describe_type(hints[name])
                 raise ConfigError(f"{self.name}: {name} is {value!r}; it must be {shown}")
         try:
             return self.config(**values)
@@ -208,6 +208,30 @@ def fits_type(value: Any, hint: Any) -> bool:
     if isinstance(value, bool):
         return hint is bool
     return isinstance(value, int | float if hint is float else origin or hint)
+
+
+WORDS: dict[Any, tuple[str, str]] = {
+    bool: ("true or false", "true or false"),
+    int: ("a whole number", "whole numbers"),
+    float: ("a number", "numbers"),
+    str: ("text", "texts"),
+    type(None): ("nothing", "nothing"),
+}
+
+
+def describe_type(hint: Any, *, many: bool = False) -> str:
+    """A field's type in a user's words; of `many` such values."""
+    origin, parts = get_origin(hint), get_args(hint)
+    if origin in (Union, UnionType):
+        return " or ".join(describe_type(part, many=many) for part in parts)
+    if origin is Literal:
+        return " or ".join(map(repr, parts))
+    if origin is tuple:
+        return f"a list of {describe_type(parts[0], many=True)}"
+    if origin is not None and issubclass(origin, Mapping):
+        return f"a table of {describe_type(parts[1], many=True)} by name"
+    one, several = WORDS.get(hint, (str(getattr(hint, "__name__", hint)),) * 2)
+    return several if many else one
 
 
 def drop_neutral(fields: Mapping[str, Any], known: frozenset[str]) -> dict[str, Any]:

@@ -31,7 +31,7 @@ def choose_targets(
     layers, layers_pattern: only these layers' modules, counted in the module list of that name.
 
     Raises ConfigError, which begins with the method's name, where nothing is named, a pattern is no
-    regular expression, or `layers` would narrow one.
+    regular expression, or `layers` would narrow one, and where nothing is left.
     """
     by_role = isinstance(targets, str) and targets in {"all", *ROLES}
     if not targets:
@@ -69,6 +69,16 @@ def choose_targets(
     whole = frozenset(() if isinstance(targets, str) else targets)
     projections = [site for site in sites if site.kind == "projection"]
     chosen = [site for site in projections if fits(site)]
+    if not chosen and (exclude or layers is not None):
+        named = choose_targets(method, sites, targets)
+        given = {"exclude": exclude or None, "layers": layers}
+        said = " and ".join(
+            f"{name}={value!r}" for name, value in given.items() if value is not None
+        )
+        raise ConfigError(
+            f"{method}: {said} leaves none of the {len(named)} modules that targets means, such as "
+            f"{named[0].path}; leave out less"
+        )
     if not chosen:
         asked = targets if isinstance(targets, str) else targets[0]
         there = sorted({site.path.rsplit(".", 1)[-1] for site in projections})

@@ -30,7 +30,8 @@ import hub
 class HoulsbyConfig(hub.BottleneckConfig):
     """What a Houlsby adapter is made of, besides what every bottleneck has.
 
-    layers: as everywhere; the lower ones matter least (section 3.6 of the paper).
+    layers: the layers that get adapters, counted from 0, or a slice as text: "6:" leaves the six
+        lower ones out, which matter least (section 3.6 of the paper); all when left out.
     layer_norms: train the layers' norms too, as the paper does.
     cross_attention: act after a decoder's cross-attention too.
     """

@@ -38,6 +38,7 @@ import hub
 # Starts that leave the base's weights as they are; peft's others change them, and an adapter
 # trained so is wrong on the base that everyone has.
 HARMLESS_STARTS = (True, False, "gaussian", "orthogonal", "eva")
+CONVERTIBLE_STARTS = ("pissa", "olora", "corda")
 
 
 @dataclass(frozen=True)
@@ -47,7 +48,8 @@ class LoRAConfig:
     r: the rank, 1 or more.
     alpha: the numerator of the scaling; r when left out.
     dropout: the share of a projection's inputs zeroed while training, 0 to 1.
-    targets: where it acts: "attention", "feedforward", "all" (every projection but the head), a
+    targets: where it acts: "attention", "feedforward", "all" (every projection but embeddings and
+        the head), a
         regular expression that a module's whole path matches, or names that its path ends with.
     rslora: divide alpha by the square root of the rank.
     dora: learn the magnitude of each output too.
@@ -261,6 +263,11 @@ class LoRA(hub.Method[LoRAConfig]):
             )
         if named:
             experts = [site for site in sites if site.expert is not None]
+            if not experts:
+                raise hub.ConfigError(
+                    f"lora: parameters names {named[0]!r}, and this base has no stacked experts; "
+                    "name projections with targets"
+                )
             chosen += hub.choose_targets("lora", experts, named)
         places = {find_place(site) for site in chosen if site.expert is not None}
         left = {site for site in sites if site.part and find_place(site) in places} - set(chosen)
@@ -392,8 +399,15 @@ class LoRA(hub.Method[LoRAConfig]):
                 options[name] = (value,)
         if known.get("bias") == "none":
             del known["bias"]
-        if known.get("init_lora_weights") in HARMLESS_STARTS:
+        start = known.get("init_lora_weights")
+        if start in HARMLESS_STARTS:
             del known["init_lora_weights"]
+        elif str(start).startswith(CONVERTIBLE_STARTS):
+            raise hub.ConfigError(
+                f"lora: init_lora_weights is {start!r}, which changed the base's own weights; save "
+                "the adapter anew with peft's path_initial_model_for_weight_conversion, which "
+                "makes a plain one of it"
+            )
         # These two only count beside a field that is itself refused when it is set.
         known.pop("megatron_core", None)
         known.pop("qalora_group_size", None)

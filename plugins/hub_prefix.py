@@ -147,13 +147,23 @@ class PrefixTuning(hub.Method[PrefixConfig]):
 
     def settle_config(self, config: PrefixConfig, sites: Sequence[hub.Site]) -> PrefixConfig:
         """Remember the sizes, where peft's file can say what the prefix is: all attentions have the
-        same, and look at the keys that they are given."""
+        same, and look at the keys that they are given. Raises ConfigError where others are asked
+        for."""
         shapes = {(site.in_features, site.out_features, site.heads) for site in sites}
         keys, values, heads = shapes.pop()
-        config = replace(config, decoder=sites[0].role == "decoder")
+        found = replace(config, decoder=sites[0].role == "decoder")
         if shapes or keys != values or any(is_turned(site) for site in sites):
-            return replace(config, width=None, heads=None, layers=None)
-        return replace(config, width=keys, heads=heads or None, layers=len(sites))
+            found = replace(found, width=None, heads=None, layers=None)
+        else:
+            found = replace(found, width=keys, heads=heads or None, layers=len(sites))
+        for where in ("width", "heads", "layers", "decoder"):
+            asked, there = getattr(config, where), getattr(found, where)
+            if asked is not None and asked is not False and asked != there:
+                raise hub.ConfigError(
+                    f"prefix: {where} is {asked!r}, and in this base it is {there!r}; leave it "
+                    "out, it is found"
+                )
+        return found
 
     def build_shared(self, sites: Sequence[hub.Site], config: PrefixConfig) -> Prefix:
         """All of P, or its network, whose names have no path."""

@@ -93,8 +93,14 @@ class Prompt(hub.Method[PromptConfig]):
         return chosen
 
     def settle_config(self, config: PromptConfig, sites: Sequence[hub.Site]) -> PromptConfig:
-        """Remember the width."""
-        return replace(config, d_model=sites[0].out_features)
+        """Remember the width. Raises ConfigError where another is asked for."""
+        d_model = sites[0].out_features
+        if config.d_model not in (None, d_model):
+            raise hub.ConfigError(
+                f"prompt: d_model is {config.d_model}, and in this base it is {d_model}; leave it "
+                "out, it is found"
+            )
+        return replace(config, d_model=d_model)
 
     def build_shared(self, sites: Sequence[hub.Site], config: PromptConfig) -> VirtualTokens:
         """The tokens, whose name is peft's and so has no path."""
@@ -110,8 +116,18 @@ class Prompt(hub.Method[PromptConfig]):
     def start(
         self, module: nn.Module, site: hub.Site, config: PromptConfig, base: hub.Base
     ) -> None:
-        """Take the embeddings of words, drawn or those of the text."""
+        """Take the embeddings of words, drawn or those of the text.
+
+        Raises ConfigError on an option that would do nothing.
+        """
         assert isinstance(module, VirtualTokens)
+        if config.tokenizer is not None and config.text is None:
+            raise hub.ConfigError("prompt: tokenizer is that of a text; give text, or leave it out")
+        if config.most_common is not None and (config.text or config.start == "random"):
+            raise hub.ConfigError(
+                "prompt: most_common is for words drawn at random; leave it out, or take "
+                "start='vocabulary' and no text"
+            )
         n = config.tokens
         if config.text is not None:
             ids = base.tokenize(config.text, config.tokenizer)

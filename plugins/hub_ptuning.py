@@ -140,8 +140,13 @@ class PTuning(hub.Method[PTuningConfig]):
         return chosen
 
     def settle_config(self, config: PTuningConfig, sites: Sequence[hub.Site]) -> PTuningConfig:
-        """Remember the widths."""
+        """Remember the widths. Raises ConfigError where another is asked for."""
         d_model = sites[0].out_features
+        if config.d_model not in (None, d_model):
+            raise hub.ConfigError(
+                f"ptuning: d_model is {config.d_model}, and in this base it is {d_model}; leave it "
+                "out, it is found"
+            )
         return replace(config, d_model=d_model, hidden_size=config.hidden_size or d_model)
 
     def build_shared(self, sites: Sequence[hub.Site], config: PTuningConfig) -> VirtualTokens:

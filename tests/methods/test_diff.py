@@ -257,6 +257,7 @@ def test_a_part_that_is_missing_does_not_fit(tmp_path: Path) -> None:
         ({"penalty": float("nan")}, "diff: penalty is nan"),
         ({"gate_speed": 0.5}, "diff: gate_speed is 0.5; it must be a finite number from 1"),
         ({"structured": "yes"}, "structured is 'yes'; it must be"),
+        ({"exclude": ["nosuch"]}, r"exclude=\('nosuch',\) matches none of the 21 modules, such"),
         ({"exclude": ".*"}, r"exclude='\.\*' leaves none of the 21 modules"),
         ({"sparsity": 0.5}, "diff has no option 'sparsity'"),
     ],

@@ -167,6 +167,7 @@ def test_files_come_back(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("options", "text"),
     [
+        ({"exclude": ["nosuch"]}, r"exclude=\('nosuch',\) matches none of the 21 modules, such"),
         ({"exclude": ".*"}, r"exclude='\.\*' leaves none of the 21 modules"),
         ({"exclude": "("}, r"'\(' is no regular expression"),
         ({"exclude": 5}, "exclude is 5; it must be"),

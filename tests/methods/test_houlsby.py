@@ -88,6 +88,7 @@ def test_layer_norms_are_trained_where_asked() -> None:
     ("options", "text"),
     [
         ({"size": 0}, "size is 0; it is a whole number from 1"),
+        ({"reduction_factor": float("inf")}, "reduction_factor is inf; it must be above 0 and"),
         ({"reduction_factor": 0}, "reduction_factor is 0; it must be above 0"),
         ({"activation": "mish"}, "activation is 'mish'; choose from gelu"),
         ({"layers": "2:"}, "layers is '2:', this base has layers 0 to 1"),

@@ -253,7 +253,7 @@ def test_vectors_take_any_number_of_dimensions(shape: tuple[int, ...]) -> None:
             r"feedforward=\('up_proj',\) matches none of the 6 modules",
         ),
         ({"targets": ("k_proj",), "feedforward": "v_proj"}, "matches none of the 2 modules"),
-        ({"exclude": ".*"}, "no projection matches"),
+        ({"exclude": ".*"}, r"exclude='\.\*' leaves none of the 6 modules"),
         ({"targets": ("embed_tokens",)}, "embed_tokens"),
     ],
 )

@@ -216,7 +216,9 @@ def test_another_number_of_layers_is_refused(tmp_path: Path) -> None:
     [
         ({"tokens": 0}, "tokens is 0; it is a whole number from 1"),
         ({"hidden_size": 0}, "hidden_size is 0; it is a whole number from 1"),
-        ({"projection": 1}, "projection is 1; it must be bool"),
+        ({"layers": 1}, "layers is 1, and in this base it is 2; leave it out, it is found"),
+        ({"decoder": True}, "decoder is True, and in this base it is False; leave it out"),
+        ({"projection": 1}, "projection is 1; it must be true or false"),
         ({"prefix_projection": True}, "prefix has no option 'prefix_projection'; it has"),
     ],
 )

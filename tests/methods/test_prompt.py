@@ -197,7 +197,11 @@ def test_outputs_have_the_bare_models_shapes() -> None:
         ({"most_common": 0}, "most_common is 0; it is a whole number from 1"),
         ({"start": "zeros"}, "start is 'zeros'; choose from vocabulary, random, or give a text"),
         ({"text": " "}, "text is empty"),
-        ({"tokens": "5"}, "tokens is '5'; it must be int"),
+        ({"d_model": 5}, "d_model is 5, and in this base it is 32; leave it out, it is found"),
+        ({"tokenizer": "./there"}, "tokenizer is that of a text; give text, or leave it out"),
+        ({"start": "random", "most_common": 5}, "most_common is for words drawn at random"),
+        ({"text": "a", "tokenizer": "./there"}, "the tokenizer's folder ./there does not exist"),
+        ({"tokens": "5"}, "tokens is '5'; it must be a whole number"),
         ({"num_virtual_tokens": 5}, "prompt has no option 'num_virtual_tokens'; it has"),
     ],
 )

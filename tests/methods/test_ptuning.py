@@ -155,6 +155,7 @@ def test_one_token_is_d_model_values_of_the_base() -> None:
         ({"hidden_size": 0}, "hidden_size is 0; it is a whole number from 1"),
         ({"layers": 0}, "layers is 0; it is a whole number from 1"),
         ({"encoder": "gru"}, "encoder is 'gru'; choose from mlp, lstm"),
+        ({"d_model": 5}, "d_model is 5, and in this base it is 32; leave it out, it is found"),
         ({"dropout": 1.0}, r"dropout is 1.0; it must be in \[0, 1\)"),
         ({"text": "a"}, "ptuning has no option 'text'; it has"),
     ],
