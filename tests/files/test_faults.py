@@ -182,7 +182,7 @@ def test_newer_manifest_says_upgrade(folder: Path) -> None:
 def test_unknown_method_names_those_installed(folder: Path) -> None:
     document = json.loads((folder / MANIFEST).read_text())
     (folder / MANIFEST).write_text(json.dumps({**document, "method": "vera"}))
-    with pytest.raises(MethodError, match="no method 'vera'; installed: .*houlsby, .*lora, "):
+    with pytest.raises(MethodError, match=r"no method 'vera'; installed: .*houlsby, .*lora, "):
         hub.load(folder)
 
 
@@ -196,7 +196,7 @@ def test_unknown_peft_type_names_those_installed(foreign: Path) -> None:
 
 def test_field_that_is_not_known_names_the_folder(foreign: Path) -> None:
     edit_config(foreign, bias="all")
-    with pytest.raises(MethodError, match="adapter_config.json has bias='all'") as caught:
+    with pytest.raises(MethodError, match=r"adapter_config.json has bias='all'") as caught:
         hub.load(foreign)
     assert str(caught.value).startswith(f"{foreign}: ")
 
