@@ -407,12 +407,11 @@ def write_mark(kept: Any, mark: Mark) -> None:
 
 
 def check_room(kept: Any, frame: Frame) -> None:
-    """Raise AttachError where a cache of a fixed size has no place for what comes in."""
-    limit = getattr(kept, "get_max_length", None)
-    try:
-        most = int(limit()) if callable(limit) else -1
-    except ValueError:  # a cache of states, without positions
-        return
+    """Raise AttachError where a cache of a fixed size has no place for what comes in. A window that
+    slides over the positions always has."""
+    layers = getattr(getattr(kept, "self_attention_cache", kept), "layers", ())
+    limits = [layer.get_max_length() for layer in layers if not getattr(layer, "is_sliding", False)]
+    most = max(limits, default=-1)
     wanted = count_cached(kept) + frame.inserted + frame.length
     if 0 < most < wanted:
         raise AttachError(

@@ -8,13 +8,13 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import DynamicCache, StaticCache
+from transformers import AutoConfig, AutoModelForCausalLM, DynamicCache, StaticCache
 
 import hub
 from hub.errors import AttachError
 from hub.sites import find_sites
 from tests.snapshots import run, shake_adapter, take_snapshot
-from tests.tiny import build_tiny, make_inputs
+from tests.tiny import SMALL, SPECIAL, build_tiny, make_inputs
 
 FRONTS = ["prompt", "prefix"]
 # One for each way: a prefix given to attention alone, or through the model, in one stack or two.
@@ -233,6 +233,19 @@ def test_a_cache_without_room_for_the_prompt_is_refused() -> None:
         pytest.raises(AttachError, match="holds 8 positions and needs 10"),
     ):
         model(input_ids=ids, past_key_values=kept)
+
+
+@pytest.mark.parametrize("method", FRONTS)
+@pytest.mark.parametrize("kind", ["mistral", "gemma2"])
+def test_a_window_that_slides_has_room_for_any_length(kind: str, method: str) -> None:
+    config = AutoConfig.for_model(kind, **{**SPECIAL, **SMALL["llama"], "sliding_window": 4})
+    model = AutoModelForCausalLM.from_config(config).eval()
+    adapter = shake_adapter(hub.Adapter.create(method, model, tokens=3))
+    ids = make_inputs(model)["input_ids"]
+    mask = torch.ones_like(ids)
+    with hub.attach(model, adapter, trainable=False):
+        anew = generate(model, ids, mask, use_cache=False)
+        assert torch.equal(generate(model, ids, mask), anew)
 
 
 @pytest.mark.parametrize("method", FRONTS)
