@@ -29,6 +29,9 @@ class ExpertsEffect(FunctionHook):
         # How many rows an expert gets is known only when it runs, so nothing of it is compiled.
         self.compute = torch.compiler.disable(run_experts)  # type: ignore[no-untyped-call]
 
+    def __reduce__(self) -> Any:
+        return ExpertsEffect, (self.effects, self.switch)
+
     def run(
         self, function: Function, name: str, module: nn.Module, *given: Any, **more: Any
     ) -> Any:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import pickle
 from typing import Any
 
 import pytest
@@ -11,6 +12,7 @@ from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, set_seed
 
 import hub
+from hub.attachment.attaching import Attachment
 from hub.attachment.effects import Switch
 from hub.attachment.experts import ExpertsEffect, hang_experts
 from hub.sites import find_sites
@@ -195,6 +197,20 @@ def test_compiled_mixture_sees_adapters_come_and_go() -> None:
         torch.testing.assert_close(run(compiled, **inputs), adapted)
     torch.testing.assert_close(run(compiled, **inputs), bare)
     torch.compiler.reset()
+
+
+@pytest.mark.parametrize("how", ["copied", "pickled"])
+def test_an_attached_model_is_copied_and_pickled(how: str) -> None:
+    model = build("mixtral")
+    with hub.attach(model, shake_adapter(hub.Adapter.create("lora", model)), trainable=False):
+        other = copy.deepcopy(model) if how == "copied" else pickle.loads(pickle.dumps(model))
+        expected = run(model)
+    bare = run(model)
+    assert torch.equal(run(other), expected)
+    attachment = Attachment.of(other)
+    assert attachment is not None
+    attachment.detach()
+    assert torch.equal(run(other), bare)
 
 
 @pytest.mark.parametrize("kind", ["mixtral", "gpt_oss"])
