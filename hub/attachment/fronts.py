@@ -309,14 +309,22 @@ class Crossing:
     def enter(
         self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
-        """The forward pre-hook: widen the mask of what is encoded."""
+        """The forward pre-hook: widen the mask of what is encoded. Raises AttachError where that
+        lacks the virtual tokens."""
         if not self.front.switch.on:
             return None
         kwargs = {**dict(zip(self.parameters, args, strict=False)), **kwargs}
         mask, encoded = kwargs.get("attention_mask"), kwargs.get("encoder_outputs")
         if mask is not None:
-            length = mask.shape[1] + self.front.count
-            if encoded is None or encoded[0].shape[1] == length:
+            length = mask.shape[1]
+            there = length + self.front.count if encoded is None else encoded[0].shape[1]
+            if there == length:
+                raise AttachError(
+                    f"encoder_outputs has {there} positions for the {length} of attention_mask, "
+                    f"and the adapters' {self.front.count} virtual tokens belong in front; encode "
+                    "while they act, and give the mask of the tokens alone"
+                )
+            if there == length + self.front.count:
                 kwargs["attention_mask"] = self.front.spread_mask(mask)
         return (), kwargs
 

@@ -224,6 +224,21 @@ def test_a_cache_of_other_adapters_is_refused(kind: str, method: str) -> None:
         model(input_ids=ids[:, :1], past_key_values=kept)
 
 
+def test_what_was_encoded_without_the_prompt_is_refused() -> None:
+    model, adapter = make("t5", "prompt")
+    inputs = make_inputs(model)
+    ids, mask = inputs.pop("input_ids"), inputs["attention_mask"]
+    encode = model.get_encoder()
+    with torch.no_grad():
+        bare = encode(input_ids=ids, attention_mask=mask)
+        with hub.attach(model, adapter, trainable=False):
+            encoded = encode(input_ids=ids, attention_mask=mask)
+            whole = model(input_ids=ids, **inputs).logits
+            assert torch.equal(model(encoder_outputs=encoded, **inputs).logits, whole)
+            with pytest.raises(AttachError, match="encode while they act"):
+                model(encoder_outputs=bare, **inputs)
+
+
 def test_a_cache_without_room_for_the_prompt_is_refused() -> None:
     model, adapter = make("llama", "prompt")
     ids = make_inputs(model)["input_ids"]
