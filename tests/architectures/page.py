@@ -42,7 +42,8 @@ A cell counts as passed when the method, with nothing told about the model,
 - acts at **every** site that it claims: the gradient of the logits with respect to that site's
   tensors is not zero;
 - saved and loaded onto a fresh copy gives the same logits (to {same:g} of their size), and where
-  the bare model generates, generates with a cache what it generates without (to {rounding:g});
+  the bare model generates the same with a cache as without, as {generating} do, so does the adapted
+  one (to {rounding:g});
 - detached leaves weights, modules, attributes, flags, hooks and logits bit for bit as they were.
 
 Refused means that `hub.Adapter.create` raised an error with the reason before anything was done:
@@ -68,6 +69,7 @@ def format_page(cells: Sequence[Mapping[str, Any]], results: Iterable[Mapping[st
         tasks=", ".join(f"{tasks[task]} {task}" for task in TASKS),
         same=SAME,
         rounding=ROUNDING,
+        generating=len({cell for (cell, _), row in latest.items() if row.get("generates")}),
     )
     parts = [
         introduction,

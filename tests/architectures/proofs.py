@@ -73,15 +73,11 @@ def prove_method(bare: Bare, method: str, options: Mapping[str, Any]) -> None:
     torch.manual_seed(1)
     adapter = hub.Adapter.create(method, model, **options)
     check_untouched(model, bare, "create")
-    attachment = hub.attach(model, adapter)
-    try:
+    prove_sites(bare, adapter)
+    with hub.attach(model, adapter) as attachment:
         prove_training(bare, attachment, adapter)
         taught = shake(adapter, bare)
-        idle = find_idle(model, bare, attachment, adapter)
-    finally:
-        attachment.detach()
     check_untouched(model, bare, "detach")
-    prove_sites(bare, adapter, idle)
     prove_files(bare, adapter, taught)
 
 
@@ -127,18 +123,19 @@ def in_training(model: Any) -> Iterator[None]:
         model.eval()
 
 
-def prove_sites(bare: Bare, adapter: hub.Adapter, idle: set[hub.Site]) -> None:
-    """Sites that had no effect in one model must have one in another with other weights, whose
-    router takes other experts."""
-    for seed in range(1, MODELS):
+def prove_sites(bare: Bare, adapter: hub.Adapter) -> None:
+    """Every site of a new adapter acts. Those without an effect in one model must have one in
+    another with other weights, whose router takes other experts."""
+    idle: set[hub.Site] | None = None
+    for seed in range(MODELS):
+        model = build_model(bare.cell, seed) if seed else bare.model
+        with hub.attach(model, adapter, trainable=True, allow_other_base=True) as attachment:
+            found = find_idle(model, bare, attachment, adapter)
+        idle = found if idle is None else idle & found
         if not idle:
             return
-        model = build_model(bare.cell, seed)
-        with hub.attach(model, adapter, trainable=True, allow_other_base=True) as attachment:
-            idle &= find_idle(model, bare, attachment, adapter)
-    if idle:
-        named = [f"{site.kind} {site.path} ({site.role})" for site in idle]
-        raise Failed(f"{len(named)} sites without effect: {', '.join(sorted(named)[:3])}")
+    named = sorted(f"{site.kind} {site.path} ({site.role})" for site in idle or ())
+    raise Failed(f"{len(named)} sites without effect: {', '.join(named[:3])}")
 
 
 def find_idle(

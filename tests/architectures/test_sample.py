@@ -19,6 +19,7 @@ from tests.architectures.running import make_result, prove_cell, run_cells
 pytestmark = pytest.mark.filterwarnings("ignore")
 PAGE = Path(__file__).parents[2] / "docs" / "architectures.md"
 
+LLAMA_ADAPTER = ("llama_adapter", *find_variant("llama_adapter"))
 SAMPLE = {
     # one projection for query, key and value, heads inside
     Cell("causal", "gpt_neox"): ("lora", "houlsby"),
@@ -107,6 +108,12 @@ def test_refusal_is_told_from_failure() -> None:
     failed = prove_cell(bare, "lora", "lora", {"r": "eight"})
     assert (refused["verdict"], failed["verdict"]) == ("refused", "refused")
     assert "no attention" in refused["reason"]
+
+
+def test_prompt_beside_keys_of_several_projections_is_refused() -> None:
+    result = prove_cell(prepare_cell(Cell("causal", "deepseek_v3")), *LLAMA_ADAPTER)
+    assert result["verdict"] == "refused"
+    assert "kv_b_proj" in result["reason"]
 
 
 def test_process_that_dies_is_one_result(monkeypatch: pytest.MonkeyPatch) -> None:
