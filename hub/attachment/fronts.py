@@ -256,8 +256,11 @@ class Front:
         if places is not None:
             front = torch.arange(frame.inserted, device=places.device)
             kwargs["cache_position"] = torch.cat([front, places + frame.cached])
-        if isinstance(kwargs.get("logits_to_keep"), Tensor):
-            kwargs["logits_to_keep"] = kwargs["logits_to_keep"] + frame.inserted
+        kept_logits = kwargs.get("logits_to_keep")
+        if isinstance(kept_logits, Tensor):
+            kwargs["logits_to_keep"] = kept_logits + frame.inserted
+        elif isinstance(kept_logits, int):  # that many from the end
+            kwargs["logits_to_keep"] = min(kept_logits, frame.length)
 
     def _widen(self, name: str, value: Tensor, frame: Frame) -> Tensor:
         """An argument with values for the positions in front, where it has one for each token."""
@@ -499,6 +502,9 @@ def cut_value(value: Any, frame: Frame, name: str = "") -> Any:
             return value
         value = take_tokens(value, frame.order, frame.inserted, 2)
         return take_tokens(value, frame.order, frame.inserted, 3)
+    if frame.inserted and name == "router_logits" and len(value) == frame.rows * total:
+        rows = value.view(frame.rows, total, -1)
+        return take_tokens(rows, frame.order, frame.inserted).flatten(0, 1)
     by_token = value.dim() > 2 or name in ("start_logits", "end_logits")
     if frame.inserted and by_token and value.shape[:2] == (frame.rows, total):
         return take_tokens(value, frame.order, frame.inserted)

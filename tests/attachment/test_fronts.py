@@ -350,6 +350,31 @@ def test_labels_positions_and_types_are_widened() -> None:
     torch.testing.assert_close(plain.loss, by_hand)
 
 
+def test_routers_answer_for_the_tokens_given() -> None:
+    model, adapter = make("mixtral", "prompt")
+    ids = make_inputs(model)["input_ids"]
+    short = torch.cat([torch.zeros(1, 3, dtype=torch.long), ids[:1, :4]], dim=1)
+    both = torch.cat([short, ids[1:]])
+    with hub.attach(model, adapter, trainable=False), torch.no_grad():
+        alone = model(input_ids=ids[:1, :4], output_router_logits=True).router_logits
+        together = model(
+            input_ids=both, attention_mask=(both != 0).long(), output_router_logits=True
+        ).router_logits
+    for one, other in zip(alone, together, strict=True):
+        assert other.shape == (14, 4)
+        torch.testing.assert_close(one, other[3:7], rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("count", [0, 1, 7, 8, 20])
+def test_no_logits_of_virtual_tokens_are_kept(count: int) -> None:
+    model, adapter = make("llama", "prompt")
+    ids = make_inputs(model)["input_ids"]
+    with hub.attach(model, adapter, trainable=False), torch.no_grad():
+        whole = model(input_ids=ids).logits
+        kept = model(input_ids=ids, logits_to_keep=count).logits
+    torch.testing.assert_close(kept, whole[:, -count:])
+
+
 def test_labels_that_were_shifted_outside_are_widened() -> None:
     model, adapter = make("llama", "prompt")
     ids = make_inputs(model)["input_ids"]
