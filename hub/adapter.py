@@ -210,12 +210,19 @@ class Adapter:
     def read_words(self, model: nn.Module, tokenizer: Any, count: int = 5) -> list[list[Word]]:
         """The words of a base that each virtual token is nearest to; see `hub.readings`.
 
-        Raises ConfigError where there are no virtual tokens, AttachError where they don't fit.
+        Raises ConfigError where there are no virtual tokens, AttachError where they don't fit,
+        BaseMismatch where the adapter was made for another base.
         """
-        from hub.readings import read_words
+        from hub.readings import read_words, verify_table
 
-        table: torch.Tensor = unwrap_model(model).get_input_embeddings().weight  # type: ignore[operator]
-        return read_words(self, table, tokenizer, count)
+        model = unwrap_model(model)
+        embeddings: Any = model.get_input_embeddings()  # type: ignore[operator]
+        words = read_words(self, embeddings.weight, tokenizer, count)
+        backbone: nn.Module = getattr(model, "base_model", model)
+        for path, module in backbone.named_modules():
+            if module is embeddings:
+                verify_table(self, f"{path}.weight", embeddings.weight, type(model).__name__)
+        return words
 
     @property
     def label(self) -> str:

@@ -16,7 +16,7 @@ from torch.nn import functional as F
 from hub.discovery import installed_methods
 from hub.errors import AttachError, BaseMismatch, ConfigError
 from hub.identity import name_dtype, sample_tensor
-from hub_registry.identity import BaseIdentity, TensorSample, compare
+from hub_registry.identity import BaseIdentity, Comparison, TensorSample, compare
 
 if TYPE_CHECKING:
     from hub.adapter import Adapter
@@ -83,20 +83,28 @@ def verify_table(adapter: Adapter, name: str, table: torch.Tensor, label: str) -
     if base is None or not base.sample or base.quantization is not None:
         return
     if name not in base.sample:
-        raise BaseMismatch(
-            f"{adapter.label} was made for {base.label}, which has no {name} as {label} has; give "
-            "that base"
-        )
-    known = describe_table(base.architecture, {name: base.sample[name]}, base.precision)
-    found = describe_table(
-        base.architecture, {name: sample_tensor(name, table)}, name_dtype(table.dtype)
-    )
-    comparison = compare(known, found)
+        # Of modules that share a weight one gave it its name, and it need not be this one.
+        shape = tuple(table.shape)
+        alike = [other for other, sample in base.sample.items() if sample.shape == shape]
+        if all(compare_table(base, other, table).verdict == "different" for other in alike):
+            raise BaseMismatch(
+                f"{adapter.label} was made for {base.label}, which has no {name} as {label} has; "
+                "give that base"
+            )
+        return
+    comparison = compare_table(base, name, table)
     if comparison.verdict == "different":
         raise BaseMismatch(
             f"{adapter.label} was made for {base.label}, and the embeddings of {label} are others: "
             f"{'; '.join(comparison.reasons)}; give that base"
         )
+
+
+def compare_table(base: BaseIdentity, name: str, table: torch.Tensor) -> Comparison:
+    """What is known of the tensor `name` of a base, and a table."""
+    known = describe_table(base.architecture, {name: base.sample[name]}, base.precision)
+    sample = {name: sample_tensor(name, table)}
+    return compare(known, describe_table(base.architecture, sample, name_dtype(table.dtype)))
 
 
 def describe_table(

@@ -14,7 +14,8 @@ from transformers import AutoModelForCausalLM, AutoModelForSequenceClassificatio
 
 import hub
 from hub.cli.words import load_table
-from hub.errors import AttachError, ConfigError
+from hub.errors import AttachError, BaseMismatch, ConfigError
+from hub.readings import verify_table
 from tests.cli.conftest import WORDS, Add, Run
 from tests.tiny import build_tiny
 
@@ -81,6 +82,14 @@ def test_python_reads_words_too(prompt: hub.Adapter) -> None:
     lora = hub.Adapter.create("lora", model)
     with pytest.raises(ConfigError, match="has no virtual tokens to read: its method is lora"):
         lora.read_words(model, tokenizer)
+    with pytest.raises(BaseMismatch, match=r"which has no embeddings\..* as BertFor.* has; give"):
+        prompt.read_words(load("bert"), tokenizer)
+    table = model.get_input_embeddings().weight
+    verify_table(prompt, "another.name", table, "the same base, where modules share a weight")
+    with torch.no_grad():
+        table.mul_(1.1)
+    with pytest.raises(BaseMismatch, match="the embeddings of LlamaForCausalLM are others"):
+        prompt.read_words(model, tokenizer)
     with pytest.raises(ConfigError, match="0 words are asked for; ask for 1 or more"):
         prompt.read_words(model, tokenizer, count=0)
     with pytest.raises(AttachError, match="have 32 values, and the base's embeddings 16"):
