@@ -93,8 +93,8 @@ def widen_mask(
     if mask is None:
         if not causal or asked == 1 or "flash" in name:
             return None  # flash attention lines the last query up with the last key by itself
-        kept = torch.ones(asked, length, dtype=torch.bool, device=query.device)
-        mask = kept.tril(length - asked)[None, None]
+        # As in torch, from the first key on: behind the tokens a static cache has empty places.
+        mask = torch.ones(asked, length, dtype=torch.bool, device=query.device).tril()[None, None]
     if not isinstance(mask, Tensor):
         raise AttachError(
             f"a prefix can't be put in front under {name}; load the model with "

@@ -375,6 +375,16 @@ def test_no_logits_of_virtual_tokens_are_kept(count: int) -> None:
     torch.testing.assert_close(kept, whole[:, -count:])
 
 
+@pytest.mark.parametrize("kind", ["llama", "gpt2"])
+def test_a_prefix_in_front_of_a_static_cache_lets_no_token_look_ahead(kind: str) -> None:
+    model, adapter = make(kind, "prefix")
+    ids = make_inputs(model)["input_ids"]
+    with hub.attach(model, adapter, trainable=False), torch.no_grad():
+        kept = StaticCache(config=model.config, max_cache_len=20)
+        logits = model(input_ids=ids, past_key_values=kept).logits
+        torch.testing.assert_close(logits, model(input_ids=ids).logits, rtol=1e-5, atol=1e-5)
+
+
 def test_labels_that_were_shifted_outside_are_widened() -> None:
     model, adapter = make("llama", "prompt")
     ids = make_inputs(model)["input_ids"]
