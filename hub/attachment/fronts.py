@@ -147,6 +147,7 @@ class Front:
         else:
             frame = Frame(0, rows, length, known.cached, known.behind)
         check_room(kept, frame)
+        check_mask(kwargs.get("attention_mask"), frame)
         check_tokens(kwargs, kept, frame)
         frame.order = self._find_order(kwargs.get("attention_mask"), frame)
         self._move_positions(kwargs, frame, kept)
@@ -289,11 +290,8 @@ class Front:
         return arrange(torch.cat([front, value], dim=1), frame.order)
 
     def _widen_mask(self, mask: Tensor, frame: Frame) -> Tensor:
-        if mask.dim() != 2:
-            raise AttachError(
-                f"attention_mask has shape {tuple(mask.shape)}; virtual tokens need one of "
-                "(batch, seq), with a 1 for each token that counts"
-            )
+        if not frame.cached:
+            return mask  # of whatever shape: nothing is in front but at the attention
         if frame.inserted and mask.shape[1] == frame.length + frame.inserted:
             return mask  # spread on the way here
         mask = self.spread_mask(mask) if self.count else mask
@@ -429,6 +427,18 @@ def check_room(kept: Any, frame: Frame) -> None:
             f"the cache holds {most} positions and needs {wanted}, with those that the adapters "
             "put in front; make it larger, or let it grow (cache_implementation='dynamic')"
         )
+
+
+def check_mask(mask: Any, frame: Frame) -> None:
+    """Raise AttachError on a mask that has no values for the tokens alone."""
+    if mask is None or not frame.cached or (isinstance(mask, Tensor) and mask.dim() == 2):
+        return
+    given = f"shape {tuple(mask.shape)}" if isinstance(mask, Tensor) else type(mask).__name__
+    raise AttachError(
+        f"attention_mask is {given}; virtual tokens need one of (batch, seq), with a 1 for each "
+        "token that counts. generate makes another for a static cache: let the cache grow "
+        "(cache_implementation='dynamic')"
+    )
 
 
 def check_tokens(kwargs: Mapping[str, Any], kept: Any, frame: Frame) -> None:

@@ -270,7 +270,7 @@ def test_a_mask_that_is_not_of_rows_and_tokens_is_refused(method: str) -> None:
     name = "decoder_attention_mask" if method == "prefix" else "attention_mask"
     with (
         hub.attach(model, adapter, trainable=False),
-        pytest.raises(AttachError, match=r"has shape \(2, 1, 7, 7\)"),
+        pytest.raises(AttachError, match=r"is shape \(2, 1, 7, 7\)"),
     ):
         model(**{**inputs, name: torch.ones(2, 1, 7, 7)})
 
@@ -383,6 +383,30 @@ def test_a_prefix_in_front_of_a_static_cache_lets_no_token_look_ahead(kind: str)
         kept = StaticCache(config=model.config, max_cache_len=20)
         logits = model(input_ids=ids, past_key_values=kept).logits
         torch.testing.assert_close(logits, model(input_ids=ids).logits, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["llama", "gpt2", "gemma2"])
+def test_a_static_cache_gives_the_same_where_attention_alone_has_the_prefix(kind: str) -> None:
+    model, adapter = make(kind, "prefix")
+    ids = make_inputs(model)["input_ids"]
+    padded = torch.ones_like(ids)
+    padded[0, :3] = 0
+    with hub.attach(model, adapter, trainable=False):
+        for mask in (torch.ones_like(ids), padded):
+            kept = StaticCache(config=model.config, max_cache_len=20)
+            made = generate(model, ids, mask, past_key_values=kept, disable_compile=True)
+            assert torch.equal(made, generate(model, ids, mask, use_cache=False))
+
+
+def test_a_mask_for_each_kind_of_layer_is_refused() -> None:
+    model, adapter = make("gemma2", "prompt")
+    ids = make_inputs(model)["input_ids"]
+    mask = torch.ones(2, 1, 7, 7).tril().bool()
+    with (
+        hub.attach(model, adapter, trainable=False),
+        pytest.raises(AttachError, match="attention_mask is dict"),
+    ):
+        model(input_ids=ids, attention_mask={"full_attention": mask, "sliding_attention": mask})
 
 
 def test_labels_that_were_shifted_outside_are_widened() -> None:
