@@ -182,6 +182,7 @@ class DoRALayer(LoRALayer):
     def __init__(self, site: hub.Site, config: LoRAConfig) -> None:
         super().__init__(site, config)
         self.lora_magnitude_vector = nn.Parameter(torch.ones(site.out_features))
+        self.stamp = 0
         self.base: hub.Base | None = None
 
     def forward(self, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
@@ -206,6 +207,7 @@ class DoRAEmbedding(LoRAEmbedding):
     def __init__(self, site: hub.Site, config: LoRAConfig) -> None:
         super().__init__(site, config)
         self.lora_magnitude_vector = nn.Parameter(torch.ones(site.out_features))
+        self.stamp = 0
 
     def forward(self, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
         """x: (...) token ids, y: (..., width) -> (..., width)."""
@@ -217,10 +219,18 @@ WithMagnitude = DoRALayer | DoRAEmbedding
 
 
 def find_gain(layer: WithMagnitude) -> torch.Tensor:
-    """m / ||W + s B A||, (out_features,): what was kept when a layer that only serves was attached,
-    else what it is now."""
+    """m / ||W + s B A||, (out_features,): what was kept when a layer that only serves was attached
+    and has not changed since, else what it is now."""
     kept = layer._buffers.get("gain")
-    return measure_gain(layer, read_rows(layer)) if kept is None else kept
+    if kept is None or layer.stamp != read_stamp(layer):
+        return measure_gain(layer, read_rows(layer))
+    return kept
+
+
+def read_stamp(layer: WithMagnitude) -> int:
+    """A number that is another after any change of the parameters; none while they learn."""
+    parameters = list(layer.parameters())
+    return -1 if any(p.requires_grad for p in parameters) else sum(p._version for p in parameters)
 
 
 def measure_gain(layer: WithMagnitude, weight: torch.Tensor) -> torch.Tensor:
@@ -307,6 +317,7 @@ class LoRA(hub.Method[LoRAConfig]):
             module.base = base
         if isinstance(module, WithMagnitude) and not module.lora_magnitude_vector.requires_grad:
             module.register_buffer("gain", find_gain(module), persistent=False)
+            module.stamp = read_stamp(module)
 
     def settle_config(self, config: LoRAConfig, sites: Sequence[hub.Site]) -> LoRAConfig:
         """Name the modules by their whole paths, which mean the same to us, peft and a server.

@@ -276,6 +276,19 @@ def test_dora_merges_after_others() -> None:
         torch.testing.assert_close(run(model), expected, rtol=1e-3, atol=1e-3)
 
 
+@pytest.mark.parametrize("targets", ["all", ["wte"]], ids=["projections", "embedding"])
+def test_dora_that_serves_follows_its_tensors(targets: Any) -> None:
+    model = build_tiny("gpt2")
+    adapter = shake_adapter(hub.Adapter.create("lora", model, dora=True, targets=targets))
+    with hub.attach(model, adapter, trainable=False):
+        with torch.no_grad():
+            for tensor in adapter.tensors.values():
+                tensor.mul_(1.5)
+        changed = run(model)
+    with hub.attach(model, adapter, trainable=False):
+        torch.testing.assert_close(changed, run(model))
+
+
 def test_dora_in_half_precision_follows_the_base() -> None:
     model = build_tiny("llama").to(torch.bfloat16)
     adapter = hub.Adapter.create("lora", model, dora=True)
