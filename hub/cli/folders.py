@@ -62,11 +62,20 @@ def import_folder(
 
 
 def identify(base: str, folder: Path) -> BaseIdentity:
-    """The identity of a base, loaded as the adapter in `folder` needs it. Raises HubError."""
+    """The identity of a base, loaded as the adapter in `folder` needs it.
+
+    Raises HubError, also where the adapter's files don't say their base and it does not fit this.
+    """
     with models.quiet_libraries():
-        from hub.files import CONFIG, read_contents, read_json
+        from hub.adapter import Adapter
+        from hub.attachment import attach
         from hub.identity import identify_base
 
-        config = read_json(folder / CONFIG, read_contents(folder)[CONFIG])
-        kind = models.KINDS_BY_TASK.get(str(config.get("task_type")))
-        return identify_base(models.load_model(base, kind))
+        adapter = Adapter.read(folder, reference=str(folder))
+        kind = models.KINDS_BY_TASK.get(adapter.task_type or "")
+        model = models.load_model(base, kind, models.count_classes(adapter, kind))
+        identity = identify_base(model)
+        if adapter.base is None:
+            adapter.base = identity
+            attach(model, adapter, trainable=False).detach()
+        return identity

@@ -281,13 +281,17 @@ def load_base_of(
     if quantize is None:
         quantize = find_quantization(adapter, config)
     quantize = None if quantize == "none" else quantize
+    return load_model(base, kind, count_classes(adapter, kind), quantize), load_tokenizer(base)
+
+
+def count_classes(adapter: Adapter, kind: Kind | None) -> int | None:
+    """How many classes a classifier's trained head has; None where there is none."""
     heads = [
         tensor
         for name, tensor in adapter.tensors.items()
         if name.startswith(tuple(f"{path}." for path in adapter.heads)) and tensor.dim() == 2
     ]
-    labels = len(heads[-1]) if heads and kind == "classification" else None
-    return load_model(base, kind, labels, quantize), load_tokenizer(base)
+    return len(heads[-1]) if heads and kind == "classification" else None
 
 
 def name_base(identity: BaseIdentity | None) -> str | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -64,6 +65,11 @@ def test_import_with_a_base_binds_to_it(run: Run, registry: hub.Registry, fail: 
     with pytest.raises(hub.HubError, match="was made for"):
         hub.attach(build_tiny("bert", "classification", seed=5), "theirs")
     hub.attach(AutoModelForSequenceClassification.from_pretrained("bert"), "theirs").detach()
+    assert "this base has down_proj" in fail("import peft --name theirs --base llama")
+    config = Path("peft/adapter_config.json")
+    config.write_text(json.dumps({**json.loads(config.read_text()), "r": 3}))
+    assert "adapter peft does not fit this model" in fail("import peft --name theirs --base bert")
+    assert registry.get("theirs").number == 1
 
 
 @pytest.mark.parametrize(
