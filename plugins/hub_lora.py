@@ -222,9 +222,10 @@ def find_gain(layer: WithMagnitude) -> torch.Tensor:
     """m / ||W + s B A||, (out_features,): what was kept when a layer that only serves was attached
     and has not changed since, else what it is now."""
     kept = layer._buffers.get("gain")
-    if kept is None or layer.stamp != read_stamp(layer):
-        return measure_gain(layer, read_rows(layer))
-    return kept
+    # A compiled graph can't ask for versions, and would break off here.
+    if kept is not None and (torch.compiler.is_compiling() or layer.stamp == read_stamp(layer)):
+        return kept
+    return measure_gain(layer, read_rows(layer))
 
 
 def read_stamp(layer: WithMagnitude) -> int:
