@@ -108,8 +108,8 @@ class Methods:
         entries = self._entries.get(name, [])
         if not entries:
             close = difflib.get_close_matches(name, self._entries, n=1)
-            hint = f"; did you mean {close[0]!r}?" if close else ""
-            raise MethodError(f"no method {name!r}; installed: {self._listed()}{hint}")
+            hint = f"did you mean {close[0]!r}?" if close else "install the plugin that has it"
+            raise MethodError(f"no method {name!r}; installed: {self._listed()}; {hint}")
         if len(entries) > 1:
             owners = " and ".join(sorted(describe(entry) for entry in entries))
             raise MethodError(
