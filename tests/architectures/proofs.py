@@ -18,7 +18,7 @@ from tests.architectures.cells import Cell, build_model
 from tests.architectures.inputs import find_inputs, make_inputs, run
 
 STEPS = 3
-RATES = (1e-2, 1e-3)
+RATES = (1e-2, 1e-3, 1e-1)
 TOKENS = 4
 BATCHES = 4
 MODELS = 10
