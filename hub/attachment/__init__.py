@@ -1,10 +1,16 @@
 """Attaching a composition to a base model, and taking it off again without a trace.
 
-fitting     an adapter's live modules for one model, all checked
-effects     the hooks that let them act
-merging     folding them into the weights, and back
-summary     what learns, in numbers
-attaching   puts them together: `attach`
+attaching    puts them together: `attach`
+admission    which adapters, and whether they may
+fitting      an adapter's live modules for one model, all checked
+effects      the hooks that let them act at a module; experts: at one of a stack
+fronts       virtual positions in front of the tokens, by means of
+  frames, caches, placing, checking, cutting, crossing
+prefixes     keys and values in front, at one attention or through all
+hanging      the hooks of fronts and prefixes
+gradients    through layers that write their own backward
+merging      folding adapters into the weights, and back; substitutes: into quantized ones
+summary      what learns, in numbers
 """
 
 from hub.attachment.admission import Composition

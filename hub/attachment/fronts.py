@@ -13,57 +13,31 @@ from __future__ import annotations
 
 import inspect
 import itertools
-import threading
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from hub.attachment.caches import (
+    Mark,
+    count_cached,
+    find_cache,
+    is_filled,
+    read_mark,
+    write_mark,
+)
+from hub.attachment.checking import check_mask, check_room, check_tokens
+from hub.attachment.cutting import cut_output
 from hub.attachment.effects import Switch
-from hub.attachment.placing import arrange, find_order, take_tokens
+from hub.attachment.frames import Frame, find_frame, pop_frame, push_frame
+from hub.attachment.placing import arrange, find_order
 from hub.errors import AttachError
 from hub.sites.tracing import list_words
 
-MARK = "hub_front"
-CACHES = ("past_key_values", "cache_params", "state", "mems", "past_buckets_states")
 IGNORED = -100  # a label that counts for nothing
 
-_running = threading.local()
 _numbers = itertools.count()
-
-
-@dataclass(slots=True)
-class Frame:
-    """One forward of a front's module.
-
-    inserted: positions put in front of its tokens, 0 where the cache holds them already.
-    rows, length: of what it was given.
-    cached: how many positions in front the cache holds, in the end.
-    behind: whether the keys and values that are given to attention alone are among them.
-    order: where the rows are padded on the left, what comes at each place, (rows, inserted +
-        length): the virtual tokens behind the padding.
-    placed: whether the placeholders have got their vectors.
-    """
-
-    inserted: int
-    rows: int
-    length: int
-    cached: int
-    behind: bool
-    order: Tensor | None = None
-    placed: bool = False
-
-
-@dataclass(frozen=True, slots=True)
-class Mark:
-    """What stands on a cache: the number of the front that filled it, and a frame's `cached` and
-    `behind`."""
-
-    number: int
-    cached: int
-    behind: bool
 
 
 class Front:
@@ -111,10 +85,7 @@ class Front:
     def frame(self) -> Frame | None:
         """The forward that runs in this thread; None outside of one, such as while gradient
         checkpointing runs a layer again."""
-        frames: list[tuple[int, Frame]] = getattr(_running, "frames", [])
-        if frames and frames[-1][0] == id(self):  # asked at every attention of every token
-            return frames[-1][1]
-        return next((frame for owner, frame in reversed(frames) if owner == id(self)), None)
+        return find_frame(self)
 
     def enter(
         self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
@@ -299,59 +270,6 @@ class Front:
         return torch.cat([mask.new_ones(len(mask), behind), mask], dim=1) if behind else mask
 
 
-class Crossing:
-    """The hooks on a whole encoder-decoder model whose encoder has a front: what the decoder sees
-    of it has more positions than the encoder was given tokens."""
-
-    def __init__(self, front: Front, model: nn.Module) -> None:
-        self.front = front
-        self.parameters = list_parameters(model)
-
-    def enter(
-        self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
-    ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
-        """The forward pre-hook: widen the mask of what is encoded. Raises AttachError where that
-        lacks the virtual tokens."""
-        if not self.front.switch.on:
-            return None
-        kwargs = {**dict(zip(self.parameters, args, strict=False)), **kwargs}
-        mask, encoded = kwargs.get("attention_mask"), kwargs.get("encoder_outputs")
-        if mask is not None:
-            length = mask.shape[1]
-            there = length + self.front.count if encoded is None else encoded[0].shape[1]
-            if there == length:
-                raise AttachError(
-                    f"encoder_outputs has {there} positions for the {length} of attention_mask, "
-                    f"and the adapters' {self.front.count} virtual tokens belong in front; encode "
-                    "while they act, and give the mask of the tokens alone"
-                )
-            if there == length + self.front.count:
-                kwargs["attention_mask"] = self.front.spread_mask(mask)
-        return (), kwargs
-
-    def leave(
-        self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any
-    ) -> Any:
-        """The forward hook: what the model says of its encoder is about the tokens given."""
-        if not self.front.switch.on or not isinstance(output, Mapping):
-            return None
-        count, mask = self.front.count, kwargs.get("attention_mask")
-        order = find_order(mask[:, :-count], count) if mask is not None else None
-        changed = {}
-        for name, value in output.items():
-            if value is not None and (name == "cross_attentions" or name.startswith("encoder_")):
-                parts = [value] if isinstance(value, Tensor) else value
-                parts = tuple(self._cut(part, order, name) for part in parts)
-                value = parts[0] if isinstance(value, Tensor) else parts
-            changed[name] = value
-        return type(output)(**changed)
-
-    def _cut(self, value: Tensor, order: Tensor | None, name: str) -> Tensor:
-        if name != "cross_attentions":
-            value = take_tokens(value, order, self.front.count, 2 if value.dim() == 4 else 1)
-        return take_tokens(value, order, self.front.count, 3) if value.dim() == 4 else value
-
-
 def list_parameters(module: nn.Module) -> tuple[str, ...]:
     """The names of what the forward of `module` takes, in order."""
     return tuple(inspect.signature(module.forward).parameters)
@@ -370,152 +288,3 @@ def count_virtual(module: nn.Module) -> int:
     """How many virtual positions a module puts in front."""
     extended: Tensor = module.extend()  # type: ignore[operator]
     return int(extended.shape[0])
-
-
-def push_frame(front: Front, frame: Frame) -> None:
-    """Say that a forward begins. One that an interrupt ended did not say that it was over."""
-    frames = [item for item in getattr(_running, "frames", []) if item[0] != id(front)]
-    _running.frames = [*frames, (id(front), frame)]
-
-
-def pop_frame(front: Front) -> Frame | None:
-    """Say that the forward that began last is over."""
-    frames: list[tuple[int, Frame]] = getattr(_running, "frames", [])
-    if not frames or frames[-1][0] != id(front):
-        return None
-    return frames.pop()[1]
-
-
-def find_cache(values: Any) -> Any:
-    """What a forward keeps for the next one, among its arguments or in its output."""
-    if isinstance(values, tuple):
-        return next((value for value in values if hasattr(value, "get_seq_length")), None)
-    if not isinstance(values, Mapping):
-        return None
-    return next((values[name] for name in CACHES if values.get(name) is not None), None)
-
-
-def carry_mark(kept: Any) -> Any:
-    """The object of a cache that takes an attribute."""
-    while isinstance(kept, list | tuple) and kept:
-        kept = kept[0]
-    return kept
-
-
-def read_mark(kept: Any) -> Mark | None:
-    """What the forward that filled a cache wrote on it; None on one that was emptied since."""
-    mark: Mark | None = getattr(carry_mark(kept), MARK, None)
-    return None if is_filled(kept) is False else mark
-
-
-def write_mark(kept: Any, mark: Mark) -> None:
-    """Write on a cache what a forward left in it."""
-    carrier = carry_mark(kept)
-    if hasattr(carrier, "__dict__"):
-        setattr(carrier, MARK, mark)
-
-
-def check_room(kept: Any, frame: Frame) -> None:
-    """Raise AttachError where a cache of a fixed size has no place for what comes in. A window that
-    slides over the positions always has."""
-    layers = getattr(getattr(kept, "self_attention_cache", kept), "layers", ())
-    limits = [layer.get_max_length() for layer in layers if not getattr(layer, "is_sliding", False)]
-    most = max(limits, default=-1)
-    wanted = count_cached(kept) + frame.inserted + frame.length
-    if 0 < most < wanted:
-        raise AttachError(
-            f"the cache holds {most} positions and needs {wanted}, with those that the adapters "
-            "put in front; make it larger, or let it grow (cache_implementation='dynamic')"
-        )
-
-
-def check_mask(mask: Any, frame: Frame) -> None:
-    """Raise AttachError on a mask that has no values for the tokens alone."""
-    if mask is None or not frame.cached or (isinstance(mask, Tensor) and mask.dim() == 2):
-        return
-    given = f"shape {tuple(mask.shape)}" if isinstance(mask, Tensor) else type(mask).__name__
-    raise AttachError(
-        f"attention_mask is {given}; virtual tokens need one of (batch, seq), with a 1 for each "
-        "token that counts. generate makes another for a static cache: let the cache grow "
-        "(cache_implementation='dynamic')"
-    )
-
-
-def check_tokens(kwargs: Mapping[str, Any], kept: Any, frame: Frame) -> None:
-    """Raise AttachError where a forward that goes on from a cache is not given the tokens behind
-    those that it holds: `generate` takes the virtual ones there for tokens of the text, and leaves
-    out as many.
-
-    The mask tells, or where it was left out for being all ones, the positions.
-    """
-    held = 0 if frame.inserted else count_cached(kept)
-    if not held or not frame.cached or torch.compiler.is_compiling():
-        return
-    tokens = held - frame.cached
-    total = tokens + frame.length
-    mask, positions = kwargs.get("attention_mask"), kwargs.get("position_ids")
-    if isinstance(mask, Tensor) and mask.dim() == 2:
-        total = mask.shape[1]
-    elif isinstance(positions, Tensor) and positions.dim() == 2:
-        total = int(positions.max()) + 1
-    if total != tokens + frame.length:
-        raise AttachError(
-            f"the {frame.length} tokens given do not follow the {tokens} that the cache holds "
-            f"besides the adapters' {frame.cached} virtual ones; to go on from a cache, give "
-            "generate the new tokens alone, and the mask of all"
-        )
-
-
-def is_filled(kept: Any) -> bool | None:
-    """Whether a cache holds anything; None where it can't say."""
-    if not hasattr(kept, "get_seq_length"):
-        return None
-    try:
-        return bool(kept.get_seq_length())
-    except ValueError:  # a cache of states, without positions
-        return bool(kept.has_previous_state())
-
-
-def count_cached(kept: Any) -> int:
-    """How many positions a cache holds; 0 where it can't say."""
-    count = getattr(kept, "get_seq_length", None)
-    try:
-        return int(count() or 0) if callable(count) else 0
-    except ValueError:  # a cache of states, without positions
-        return 0
-
-
-def cut_output(output: Any, frame: Frame) -> Any:
-    """What a model gives, without the positions in front."""
-    if isinstance(output, Mapping):
-        if not frame.inserted and not any("attentions" in name for name in output):
-            return output  # what decoding gives, as it is
-        return type(output)(**{name: cut_value(output[name], frame, name) for name in output})
-    if isinstance(output, Tensor):
-        return cut_value(output, frame)
-    return tuple(cut_value(value, frame) for value in output)
-
-
-def cut_value(value: Any, frame: Frame, name: str = "") -> Any:
-    """One output: a tensor, or a tuple with one for each layer."""
-    if isinstance(value, tuple | list):
-        return type(value)(cut_value(item, frame, name) for item in value)
-    if not isinstance(value, Tensor) or not value.is_floating_point():
-        return value
-    if name == "cross_attentions":  # over the encoder's positions, (rows, heads, asked, encoded)
-        return value[..., frame.inserted :, :]
-    total = frame.inserted + frame.length
-    if value.dim() == 4 and ("attentions" in name or value.shape[-2:] == (total, total)):
-        behind = frame.cached - frame.inserted
-        value = value[..., behind:] if frame.inserted else value[..., frame.cached :]
-        if not frame.inserted:
-            return value
-        value = take_tokens(value, frame.order, frame.inserted, 2)
-        return take_tokens(value, frame.order, frame.inserted, 3)
-    if frame.inserted and name == "router_logits" and len(value) == frame.rows * total:
-        rows = value.view(frame.rows, total, -1)
-        return take_tokens(rows, frame.order, frame.inserted).flatten(0, 1)
-    by_token = value.dim() > 2 or name in ("start_logits", "end_logits")
-    if frame.inserted and by_token and value.shape[:2] == (frame.rows, total):
-        return take_tokens(value, frame.order, frame.inserted)
-    return value

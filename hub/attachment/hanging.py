@@ -8,8 +8,9 @@ import torch
 from torch import nn
 from torch.utils.hooks import RemovableHandle
 
+from hub.attachment.crossing import Crossing
 from hub.attachment.effects import Switch
-from hub.attachment.fronts import Crossing, Front, choose_word, count_virtual
+from hub.attachment.fronts import Front, choose_word, count_virtual
 from hub.attachment.prefixes import AttentionEffect, CacheFiller, FeedEffect
 from hub.sites import Site, find_stacks
 

@@ -14,9 +14,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from hub.attachment.caches import count_cached
 from hub.attachment.effects import Switch
 from hub.attachment.fitting import find_place
-from hub.attachment.fronts import Front, count_cached
+from hub.attachment.fronts import Front
 from hub.errors import AttachError
 from hub.interfaces import Function, FunctionHook
 from hub.sites import Site

@@ -1,0 +1,64 @@
+"""Checking what a forward with virtual positions is given, before it is changed."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from hub.attachment.caches import count_cached
+from hub.attachment.frames import Frame
+from hub.errors import AttachError
+
+
+def check_room(kept: Any, frame: Frame) -> None:
+    """Raise AttachError where a cache of a fixed size has no place for what comes in. A window that
+    slides over the positions always has."""
+    layers = getattr(getattr(kept, "self_attention_cache", kept), "layers", ())
+    limits = [layer.get_max_length() for layer in layers if not getattr(layer, "is_sliding", False)]
+    most = max(limits, default=-1)
+    wanted = count_cached(kept) + frame.inserted + frame.length
+    if 0 < most < wanted:
+        raise AttachError(
+            f"the cache holds {most} positions and needs {wanted}, with those that the adapters "
+            "put in front; make it larger, or let it grow (cache_implementation='dynamic')"
+        )
+
+
+def check_mask(mask: Any, frame: Frame) -> None:
+    """Raise AttachError on a mask that has no values for the tokens alone."""
+    if mask is None or not frame.cached or (isinstance(mask, Tensor) and mask.dim() == 2):
+        return
+    given = f"shape {tuple(mask.shape)}" if isinstance(mask, Tensor) else type(mask).__name__
+    raise AttachError(
+        f"attention_mask is {given}; virtual tokens need one of (batch, seq), with a 1 for each "
+        "token that counts. generate makes another for a static cache: let the cache grow "
+        "(cache_implementation='dynamic')"
+    )
+
+
+def check_tokens(kwargs: Mapping[str, Any], kept: Any, frame: Frame) -> None:
+    """Raise AttachError where a forward that goes on from a cache is not given the tokens behind
+    those that it holds: `generate` takes the virtual ones there for tokens of the text, and leaves
+    out as many.
+
+    The mask tells, or where it was left out for being all ones, the positions.
+    """
+    held = 0 if frame.inserted else count_cached(kept)
+    if not held or not frame.cached or torch.compiler.is_compiling():
+        return
+    tokens = held - frame.cached
+    total = tokens + frame.length
+    mask, positions = kwargs.get("attention_mask"), kwargs.get("position_ids")
+    if isinstance(mask, Tensor) and mask.dim() == 2:
+        total = mask.shape[1]
+    elif isinstance(positions, Tensor) and positions.dim() == 2:
+        total = int(positions.max()) + 1
+    if total != tokens + frame.length:
+        raise AttachError(
+            f"the {frame.length} tokens given do not follow the {tokens} that the cache holds "
+            f"besides the adapters' {frame.cached} virtual ones; to go on from a cache, give "
+            "generate the new tokens alone, and the mask of all"
+        )

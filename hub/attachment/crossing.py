@@ -1,0 +1,65 @@
+"""Crossing: from an encoder with virtual tokens to the decoder that looks at them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from torch import Tensor, nn
+
+from hub.attachment.fronts import Front, list_parameters
+from hub.attachment.placing import find_order, take_tokens
+from hub.errors import AttachError
+
+
+class Crossing:
+    """The hooks on a whole encoder-decoder model whose encoder has a front: what the decoder sees
+    of it has more positions than the encoder was given tokens."""
+
+    def __init__(self, front: Front, model: nn.Module) -> None:
+        self.front = front
+        self.parameters = list_parameters(model)
+
+    def enter(
+        self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
+        """The forward pre-hook: widen the mask of what is encoded. Raises AttachError where that
+        lacks the virtual tokens."""
+        if not self.front.switch.on:
+            return None
+        kwargs = {**dict(zip(self.parameters, args, strict=False)), **kwargs}
+        mask, encoded = kwargs.get("attention_mask"), kwargs.get("encoder_outputs")
+        if mask is not None:
+            length = mask.shape[1]
+            there = length + self.front.count if encoded is None else encoded[0].shape[1]
+            if there == length:
+                raise AttachError(
+                    f"encoder_outputs has {there} positions for the {length} of attention_mask, "
+                    f"and the adapters' {self.front.count} virtual tokens belong in front; encode "
+                    "while they act, and give the mask of the tokens alone"
+                )
+            if there == length + self.front.count:
+                kwargs["attention_mask"] = self.front.spread_mask(mask)
+        return (), kwargs
+
+    def leave(
+        self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any
+    ) -> Any:
+        """The forward hook: what the model says of its encoder is about the tokens given."""
+        if not self.front.switch.on or not isinstance(output, Mapping):
+            return None
+        count, mask = self.front.count, kwargs.get("attention_mask")
+        order = find_order(mask[:, :-count], count) if mask is not None else None
+        changed = {}
+        for name, value in output.items():
+            if value is not None and (name == "cross_attentions" or name.startswith("encoder_")):
+                parts = [value] if isinstance(value, Tensor) else value
+                parts = tuple(self._cut(part, order, name) for part in parts)
+                value = parts[0] if isinstance(value, Tensor) else parts
+            changed[name] = value
+        return type(output)(**changed)
+
+    def _cut(self, value: Tensor, order: Tensor | None, name: str) -> Tensor:
+        if name != "cross_attentions":
+            value = take_tokens(value, order, self.front.count, 2 if value.dim() == 4 else 1)
+        return take_tokens(value, order, self.front.count, 3) if value.dim() == 4 else value
