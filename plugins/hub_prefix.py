@@ -137,7 +137,10 @@ class PrefixTuning(hub.Method[PrefixConfig]):
         """
         chosen = [site for site in sites if site.kind == "attention"]
         if not chosen:
-            raise hub.ConfigError("prefix: this base has no attention to put positions in front of")
+            raise hub.ConfigError(
+                "prefix: this base has no attention whose keys and values can be reached; prompt "
+                "puts its tokens in front of the input instead"
+            )
         if config.width is not None and any(is_turned(site) for site in chosen):
             raise hub.ConfigError(
                 f"prefix: this one holds keys as {chosen[0].path} looks at them, and this base can "

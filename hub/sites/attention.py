@@ -73,6 +73,7 @@ def find_looks(
     looks: dict[tuple[str, ...], Look] = {}
     for operand, call in operands:
         feeds = find_feeds(trace.flow, (operand.key, operand.value), made)
+        feeds = keep_first(trace.flow, feeds, made)
         paths = tuple(dict.fromkeys(feed.path for feed in feeds))
         if not feeds or paths in looks:
             continue
@@ -102,6 +103,21 @@ def find_feeds(
         for operand in operands
         for node in walk_back(flow, operand, made.keys())
         if node in made and flow.nodes[made[node].given].varies
+    ]
+
+
+def keep_first(
+    flow: Flow, feeds: list[Projection], made: Mapping[int, Projection]
+) -> list[Projection]:
+    """Those of the feeds that don't read another one: where keys and values are made from one
+    latent vector, a cache keeps that, and it is what a prefix can stand for."""
+    sources = {feed.returned for feed in feeds}
+    return [
+        feed
+        for feed in feeds
+        if sources.isdisjoint(
+            node for node in walk_back(flow, feed.given, made.keys()) if node != feed.returned
+        )
     ]
 
 
