@@ -123,9 +123,9 @@ class LlamaAdapter(hub.Method[LlamaAdapterConfig]):
                 "ask for at most that many"
             )
         chosen = there[-wanted:]
-        roles = {site.path: site.role for site in sites if site.kind == "projection"}
+        projections = {site.path: site for site in sites if site.kind == "projection"}
         for site in chosen:
-            reason = find_obstacle(site, roles)
+            reason = find_obstacle(site, projections)
             if reason is not None:
                 raise hub.ConfigError(
                     f"llama_adapter: {site.path} {reason}, so a prompt can't be looked at beside "
@@ -173,15 +173,17 @@ class LlamaAdapter(hub.Method[LlamaAdapterConfig]):
         return self.make_config(**{k: v for k, v in options.items() if v is not None})
 
 
-def find_obstacle(site: hub.Site, roles: Mapping[str, str]) -> str | None:
-    """Why an attention can't have a prompt beside it; None where it can. `roles` are those of the
-    base's projections by path."""
+def find_obstacle(site: hub.Site, projections: Mapping[str, hub.Site]) -> str | None:
+    """Why an attention can't have a prompt beside it; None where it can. `projections` are the
+    base's by path."""
     if not site.direct:
         return "does not go through transformers' attention functions"
-    made_of = {roles[path] for path in site.feeds if path in roles}
-    if len(site.feeds) != 2 or not made_of <= {"key", "value"}:
+    feeds = [projections[path] for path in site.feeds if path in projections]
+    if len(site.feeds) != 2 or not {feed.role for feed in feeds} <= {"key", "value"}:
         made = ", ".join(site.feeds) or "nothing that is known"
         return f"has its keys and values from {made} and not from a projection each"
+    if len({feed.in_features for feed in feeds}) > 1:
+        return "makes its keys and its values from vectors of different widths"
     return None
 
 

@@ -54,7 +54,8 @@ def is_filled(kept: Any) -> bool | None:
     if not hasattr(kept, "get_seq_length"):
         return None
     try:
-        return bool(kept.get_seq_length())
+        count = kept.get_seq_length()
+        return None if count is None else bool(count)
     except ValueError:  # a cache of states, without positions
         return bool(kept.has_previous_state())
 
