@@ -1,7 +1,6 @@
 """Norms: modules that bring every vector to one scale and weigh its elements, told by what they
 compute."""
 
-import inspect
 from collections.abc import Mapping
 
 from torch import nn
@@ -33,26 +32,15 @@ def find_norms(trace: Trace, modules: Mapping[str, nn.Module]) -> dict[str, int]
 
 def _get_width(module: nn.Module) -> int | None:
     shapes = {tuple(parameter.shape) for parameter in module.parameters()}
-    if _count_required(module) > 1:
-        return None
     if any(True for _ in module.children()) or len(shapes) != 1:
         return None
     shape = shapes.pop()
     return shape[0] if len(shape) == 1 else None
 
 
-def _count_required(module: nn.Module) -> int:
-    """How many arguments its forward can't do without."""
-    parameters = inspect.signature(module.forward).parameters.values()
-    return sum(
-        parameter.default is parameter.empty
-        and parameter.kind in (parameter.POSITIONAL_ONLY, parameter.POSITIONAL_OR_KEYWORD)
-        for parameter in parameters
-    )
-
-
 def _is_norm(flow: Flow, call: Call, width: int) -> bool:
-    if call.given is None or [element for element, _ in call.returned] != [None]:
+    alone = call.tensors == 1 and [element for element, _ in call.returned] == [None]
+    if call.given is None or not alone:
         return False
     start, end = call.given, call.returned[0][1]
     shape = flow.nodes[end].shape

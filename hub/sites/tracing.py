@@ -35,7 +35,7 @@ class Call:
 
     `given` is the node of its first tensor, `input_name` that tensor's keyword where none came by
     position; `returned` are the tensors that came out: element of the tuple, None for a tensor by
-    itself, and node.
+    itself, and node. `tensors` is how many it was given.
     """
 
     path: str
@@ -43,6 +43,7 @@ class Call:
     given: int | None
     input_name: str | None
     returned: tuple[tuple[int | None, int], ...]
+    tensors: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,7 +133,8 @@ def _make_hook(path: str, flow: Flow, calls: list[Call]) -> Callable[..., None]:
         returned = tuple(
             (element, flow.find_node(value)) for element, value in _list_outputs(output)
         )
-        calls.append(Call(path, len(flow.nodes), given, name, returned))
+        tensors = sum(isinstance(value, Tensor) for value in (*args, *kwargs.values()))
+        calls.append(Call(path, len(flow.nodes), given, name, returned, tensors))
 
     return record
 
