@@ -209,7 +209,9 @@ class Front:
         """Let the tokens' positions begin after those in front of them."""
         by = self.count + self.moved
         positions = kwargs.get("position_ids")
-        if positions is not None:
+        if positions is not None and not frame.inserted:
+            kwargs["position_ids"] = positions + by
+        elif positions is not None:
             front = torch.arange(frame.inserted, device=positions.device) + self.moved
             front = front.expand(*positions.shape[:-1], -1)
             moved = torch.cat([front.to(positions.dtype), positions + by], dim=-1)
@@ -231,8 +233,17 @@ class Front:
         kept_logits = kwargs.get("logits_to_keep")
         if isinstance(kept_logits, Tensor):
             kwargs["logits_to_keep"] = kept_logits + frame.inserted
-        elif isinstance(kept_logits, int):  # that many from the end
+        elif kept_logits:  # that many from the end
             kwargs["logits_to_keep"] = min(kept_logits, frame.length)
+        elif self._spares_logits(kwargs, frame):
+            kwargs["logits_to_keep"] = frame.length
+
+    def _spares_logits(self, kwargs: dict[str, Any], frame: Frame) -> bool:
+        """Whether the head need not run on what is taken off again: it can be told so, the tokens
+        are the last positions, and no loss is asked for."""
+        losing = any(kwargs.get(name) is not None for name in ("labels", "shift_labels"))
+        known = "logits_to_keep" in self.parameters
+        return known and bool(frame.inserted) and frame.order is None and not losing
 
     def _widen(self, name: str, value: Tensor, frame: Frame) -> Tensor:
         """An argument with values for the positions in front, where it has one for each token."""
