@@ -113,7 +113,7 @@ def test_refusal_is_told_from_failure() -> None:
 def test_prompt_beside_keys_of_several_projections_is_refused() -> None:
     result = prove_cell(prepare_cell(Cell("causal", "deepseek_v3")), *LLAMA_ADAPTER)
     assert result["verdict"] == "refused"
-    assert "kv_b_proj" in result["reason"]
+    assert "kv_a_proj_with_mqa" in result["reason"]
 
 
 def test_process_that_dies_is_one_result(monkeypatch: pytest.MonkeyPatch) -> None:
