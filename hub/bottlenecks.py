@@ -86,6 +86,20 @@ class BottleneckConfig:
             )
         return [site for site in sites if site.block in chosen]
 
+    def choose_feedforwards(self, sites: Sequence[Site]) -> list[Site]:
+        """The feed-forward branches in the layers asked for, for a module that reads the stream
+        beside them. Raises ConfigError where there is none, or no way to the stream."""
+        branches = [site for site in sites if site.kind == "branch" and site.role == "feedforward"]
+        if not branches:
+            raise ConfigError(f"{self.method}: this base has no feed-forward branch to act on")
+        for site in branches:
+            if site.stream is None:
+                raise ConfigError(
+                    f"{self.method}: the residual stream that {site.path} is added to can't be "
+                    "reached in this base; houlsby needs no stream"
+                )
+        return self.choose_layers(branches)
+
     def settle_layers(self, sites: Sequence[Site]) -> Self:
         """The same with the layers by number where a slice named them."""
         if not isinstance(self.layers, str):

@@ -74,16 +74,7 @@ class ParallelAdapter(hub.Method[ParallelConfig]):
 
     def choose_sites(self, sites: Sequence[hub.Site], config: ParallelConfig) -> Sequence[hub.Site]:
         """The feed-forward of every layer asked for."""
-        branches = [site for site in sites if site.kind == "branch" and site.role == "feedforward"]
-        if not branches:
-            raise hub.ConfigError("parallel: this base has no feed-forward branch to act on")
-        for site in branches:
-            if site.stream is None:
-                raise hub.ConfigError(
-                    f"parallel: the residual stream that {site.path} is added to can't be reached "
-                    "in this base; houlsby needs no stream"
-                )
-        return config.choose_layers(branches)
+        return config.choose_feedforwards(sites)
 
     def settle_config(self, config: ParallelConfig, sites: Sequence[hub.Site]) -> ParallelConfig:
         """Name the layers by number where a slice did."""

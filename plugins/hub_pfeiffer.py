@@ -69,16 +69,7 @@ class Pfeiffer(hub.Method[PfeifferConfig]):
 
     def choose_sites(self, sites: Sequence[hub.Site], config: PfeifferConfig) -> Sequence[hub.Site]:
         """The feed-forward of every layer asked for."""
-        branches = [site for site in sites if site.kind == "branch" and site.role == "feedforward"]
-        if not branches:
-            raise hub.ConfigError("pfeiffer: this base has no feed-forward branch to act on")
-        for site in branches:
-            if site.stream is None:
-                raise hub.ConfigError(
-                    f"pfeiffer: the residual stream that {site.path} is added to can't be reached "
-                    "in this base; houlsby needs no stream"
-                )
-        return config.choose_layers(branches)
+        return config.choose_feedforwards(sites)
 
     def settle_config(self, config: PfeifferConfig, sites: Sequence[hub.Site]) -> PfeifferConfig:
         """Name the layers by number where a slice did."""
