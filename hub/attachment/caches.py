@@ -12,12 +12,13 @@ CACHES = ("past_key_values", "cache_params", "state", "mems", "past_buckets_stat
 
 @dataclass(frozen=True, slots=True)
 class Mark:
-    """What stands on a cache: the number of the front that filled it, and a frame's `cached` and
-    `behind`."""
+    """What stands on a cache: the number of the front that filled it, a frame's `cached` and
+    `behind`, and how many positions the cache can hold, see `find_room`."""
 
     number: int
     cached: int
     behind: bool
+    room: int
 
 
 def find_cache(values: Any) -> Any:
@@ -47,6 +48,14 @@ def write_mark(kept: Any, mark: Mark) -> None:
     carrier = carry_mark(kept)
     if hasattr(carrier, "__dict__"):
         setattr(carrier, MARK, mark)
+
+
+def find_room(kept: Any) -> int:
+    """How many positions a cache of a fixed size can hold; -1 where it grows. A window that slides
+    over the positions always has a place."""
+    layers = getattr(getattr(kept, "self_attention_cache", kept), "layers", ())
+    limits = [layer.get_max_length() for layer in layers if not getattr(layer, "is_sliding", False)]
+    return max(limits, default=-1)
 
 
 def is_filled(kept: Any) -> bool | None:

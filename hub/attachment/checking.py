@@ -8,21 +8,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hub.attachment.caches import count_cached
 from hub.attachment.frames import Frame
 from hub.errors import AttachError
 
 
-def check_room(kept: Any, frame: Frame) -> None:
-    """Raise AttachError where a cache of a fixed size has no place for what comes in. A window that
-    slides over the positions always has."""
-    layers = getattr(getattr(kept, "self_attention_cache", kept), "layers", ())
-    limits = [layer.get_max_length() for layer in layers if not getattr(layer, "is_sliding", False)]
-    most = max(limits, default=-1)
-    wanted = count_cached(kept) + frame.inserted + frame.length
-    if 0 < most < wanted:
+def check_room(room: int, held: int, frame: Frame) -> None:
+    """Raise AttachError where a cache of a fixed size, which holds `held` positions, has no place
+    for what comes in."""
+    wanted = held + frame.inserted + frame.length
+    if 0 < room < wanted:
         raise AttachError(
-            f"the cache holds {most} positions and needs {wanted}, with those that the adapters "
+            f"the cache holds {room} positions and needs {wanted}, with those that the adapters "
             "put in front; make it larger, or let it grow (cache_implementation='dynamic')"
         )
 
@@ -39,15 +35,14 @@ def check_mask(mask: Any, frame: Frame) -> None:
     )
 
 
-def check_tokens(kwargs: Mapping[str, Any], kept: Any, frame: Frame) -> None:
-    """Raise AttachError where a forward that goes on from a cache is not given the tokens behind
-    those that it holds: `generate` takes the virtual ones there for tokens of the text, and leaves
-    out as many.
+def check_tokens(kwargs: Mapping[str, Any], held: int, frame: Frame) -> None:
+    """Raise AttachError where a forward that goes on from a cache of `held` positions is not given
+    the tokens behind those: `generate` takes the virtual ones there for tokens of the text, and
+    leaves out as many.
 
     The mask tells, or where it was left out for being all ones, the positions.
     """
-    held = 0 if frame.inserted else count_cached(kept)
-    if not held or not frame.cached or torch.compiler.is_compiling():
+    if frame.inserted or not held or not frame.cached or torch.compiler.is_compiling():
         return
     tokens = held - frame.cached
     total = tokens + frame.length

@@ -18,6 +18,7 @@ class Frame:
     rows, length: of what it was given.
     cached: how many positions in front the cache holds, in the end.
     behind: whether the keys and values that are given to attention alone are among them.
+    room: how many positions the cache can hold; -1 where it grows.
     order: where the rows are padded on the left, what comes at each place, (rows, inserted +
         length): the virtual tokens behind the padding.
     placed: whether the placeholders have got their vectors.
@@ -28,6 +29,7 @@ class Frame:
     length: int
     cached: int
     behind: bool
+    room: int
     order: Tensor | None = None
     placed: bool = False
 

@@ -23,6 +23,7 @@ from hub.attachment.caches import (
     Mark,
     count_cached,
     find_cache,
+    find_room,
     is_filled,
     read_mark,
     write_mark,
@@ -112,16 +113,17 @@ class Front:
                     "this cache was filled without the adapters' virtual tokens, so they can't "
                     "come before it; start from an empty cache"
                 )
-            behind = bool(self.moved) and self._fill_cache(kept, rows)
+            behind = self.fill is not None and self.fill(kept, rows)
             cached = self.count + (self.moved if behind else 0)
-            frame = Frame(self.count, rows, length, cached, behind)
+            frame = Frame(self.count, rows, length, cached, behind, find_room(kept))
         else:
-            frame = Frame(0, rows, length, known.cached, known.behind)
-        check_room(kept, frame)
+            frame = Frame(0, rows, length, known.cached, known.behind, known.room)
+        held = count_cached(kept)
+        check_room(frame.room, held, frame)
         check_mask(kwargs.get("attention_mask"), frame)
-        check_tokens(kwargs, kept, frame)
+        check_tokens(kwargs, held, frame)
         frame.order = self._find_order(kwargs.get("attention_mask"), frame)
-        self._move_positions(kwargs, frame, kept)
+        self._move_positions(kwargs, frame, held)
         for name in kwargs if frame.inserted else ("attention_mask",):
             if isinstance(kwargs.get(name), Tensor):
                 kwargs[name] = self._widen(name, kwargs[name], frame)
@@ -148,7 +150,7 @@ class Front:
             )
         given = find_cache(kwargs)
         for kept in (find_cache(output), given if count_cached(given) else None):
-            write_mark(kept, Mark(self.number, frame.cached, frame.behind))
+            write_mark(kept, Mark(self.number, frame.cached, frame.behind, frame.room))
         return cut_output(output, frame) if self.cut else None
 
     def embed(
@@ -202,10 +204,7 @@ class Front:
             mask = mask[:, : frame.length]  # spread on the way here
         return find_order(mask, self.count)
 
-    def _fill_cache(self, kept: Any, rows: int) -> bool:
-        return self.fill is not None and bool(self.fill(kept, rows))
-
-    def _move_positions(self, kwargs: dict[str, Any], frame: Frame, kept: Any) -> None:
+    def _move_positions(self, kwargs: dict[str, Any], frame: Frame, held: int) -> None:
         """Let the tokens' positions begin after those in front of them."""
         by = self.count + self.moved
         positions = kwargs.get("position_ids")
@@ -223,7 +222,7 @@ class Front:
             # What the model does not see in its cache, it can't count.
             device = next(v.device for v in kwargs.values() if isinstance(v, Tensor))
             count = frame.inserted + frame.length
-            start = count_cached(kept) + self.moved
+            start = held + self.moved
             positions = torch.arange(start, start + count, device=device)
             kwargs["position_ids"] = positions.expand(frame.rows, -1)
         places = kwargs.get("cache_position")

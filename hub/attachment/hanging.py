@@ -13,6 +13,7 @@ from hub.attachment.effects import Switch
 from hub.attachment.fronts import Front, choose_word, count_virtual
 from hub.attachment.prefixes import AttentionEffect, CacheFiller, FeedEffect
 from hub.sites import Site, find_stacks
+from hub.sites.linears import get_sizes
 
 Effects = Sequence[tuple[Site, list[nn.Module]]]
 
@@ -83,7 +84,7 @@ def hang_looks(
             start = 0
             for path in site.feeds:
                 feed = model.get_submodule(path)
-                part = (start, start + find_width(feed))
+                part = (start, start + get_sizes(feed)[1])
                 effect = FeedEffect(switch, front, prefixes, part, site.axis)
                 handles.append(feed.register_forward_hook(effect))
                 start = part[1]
@@ -114,9 +115,3 @@ def count_prefix(looks: Effects) -> int:
     with torch.no_grad():
         counts = [sum(map(count_virtual, find_prefixes(modules))) for _, modules in looks]
     return max(counts, default=0)
-
-
-def find_width(module: nn.Module) -> int:
-    """The width of what a projection gives."""
-    width = getattr(module, "out_features", None) or getattr(module, "nf", None)
-    return int(width if width is not None else module.weight.shape[-1])  # type: ignore[index]
