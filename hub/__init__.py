@@ -25,10 +25,11 @@ if TYPE_CHECKING:
     from hub.attachment import Attachment, attach
     from hub.bases import Base
     from hub.bottlenecks import Bottleneck, BottleneckConfig
-    from hub.composition import Stack
+    from hub.composition import Average, BatchSplit, Fuse, Parallel, Split, Stack
     from hub.differences import DifferenceConfig, DifferenceMethod
     from hub.hookspecs import hookimpl
     from hub.method import Method, Training, drop_neutral
+    from hub.notation import parse_composition
     from hub.references import load
     from hub.registration import Registry
     from hub.remotes import pull, push
@@ -41,16 +42,21 @@ __version__ = "0.1.0"
 __all__ = [
     "Adapter",
     "Attachment",
+    "Average",
     "Base",
+    "BatchSplit",
     "Bottleneck",
     "BottleneckConfig",
     "ConfigError",
     "DifferenceConfig",
     "DifferenceMethod",
+    "Fuse",
     "HubError",
     "Method",
+    "Parallel",
     "Registry",
     "Site",
+    "Split",
     "Stack",
     "Training",
     "attach",
@@ -59,6 +65,7 @@ __all__ = [
     "evaluate",
     "hookimpl",
     "load",
+    "parse_composition",
     "pull",
     "push",
     "train",
@@ -67,14 +74,19 @@ __all__ = [
 _HOMES = {
     "Adapter": "adapter",
     "Attachment": "attachment",
+    "Average": "composition",
     "Base": "bases",
+    "BatchSplit": "composition",
     "Bottleneck": "bottlenecks",
     "BottleneckConfig": "bottlenecks",
     "DifferenceConfig": "differences",
     "DifferenceMethod": "differences",
+    "Fuse": "composition",
     "Method": "method",
+    "Parallel": "composition",
     "Registry": "registration",
     "Site": "sites",
+    "Split": "composition",
     "Stack": "composition",
     "Training": "method",
     "attach": "attachment",
@@ -83,6 +95,7 @@ _HOMES = {
     "evaluate": "training",
     "hookimpl": "hookspecs",
     "load": "references",
+    "parse_composition": "notation",
     "pull": "remotes",
     "push": "remotes",
     "train": "training",
