@@ -72,6 +72,9 @@ class Operator:
     def __hash__(self) -> int:
         return self._hash
 
+    def __reduce__(self) -> Any:
+        return make, (self.name, self.parts, self.settings)
+
     def __repr__(self) -> str:
         return "".join(print_nodes(self))
 
@@ -209,6 +212,16 @@ class Fuse(Operator):
 OPERATORS: dict[str, Callable[..., Operator]] = {
     kind.name: kind for kind in (Stack, Parallel, BatchSplit, Split, Average, Fuse)
 }
+
+
+def make(name: str, parts: Sequence[GivenPart], settings: Sequence[Any] = ()) -> Operator:
+    """An operator by its name, over parts, with its settings. Raises AttachError."""
+    kind = OPERATORS[name]
+    if kind is Split:
+        return Split(*parts, at=settings)
+    if kind is Fuse:
+        return Fuse(*parts, by=settings[0])
+    return Average(*parts, weights=settings or None) if kind is Average else kind(*parts)
 
 
 def check_part(name: str, part: Any) -> Part:

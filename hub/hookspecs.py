@@ -77,14 +77,22 @@ def hub_load(
 
 
 @hookspec(firstresult=True)
-def hub_compose(site: Site, modules: Sequence[nn.Module]) -> nn.Module | None:
-    """Join neighbours of this method in a stack into one module with the same effect, but faster.
+def hub_compose(
+    site: Site, chains: Sequence[Sequence[nn.Module]], rows: Sequence[int] | None
+) -> nn.Module | None:
+    """Join what this method does at one site into one module with the same effect, but faster.
 
-    site: where they act.
-    modules: what `Method.build` made, in the order of the stack, two or more.
+    site: a projection, a branch or a norm.
+    chains: what `Method.build` made, in the order in which it acts. Where `rows` is None there is
+        one chain of two modules or more, which every row has: neighbours in a stack.
+    rows: for each row of a batch its chain's number; a chain may be empty, which leaves a row as it
+        is.
 
-    The module returned is called like the others, ``forward(x, y) -> y``. It must read the
-    parameters of `modules` at each call, since they may still be training.
+    The module returned is called like the others, ``forward(x, y) -> y``, with ``before(x)`` where
+    theirs have it. With rows x is ``(rows, n, in_features)`` and y ``(rows, n, out_features)``. What
+    it gathers it may keep while no parameter of `chains` learns: it is asked for anew when rows
+    change. Parameters that learn it must read at each call.
 
-    The default runs one after the other, each on what the one before left.
+    The default runs one after the other, each on what the one before left, and the rows of each
+    chain together.
     """

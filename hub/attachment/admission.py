@@ -4,7 +4,7 @@ keeps them off this model or away from each other."""
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,53 +12,56 @@ from torch import nn
 
 from hub.adapter import Adapter, lies_in
 from hub.attachment.fitting import Fit
-from hub.composition import Stack
+from hub.attachment.routing import list_adapters
+from hub.composition import Leaf, Operator, Part, replace_leaves
 from hub.errors import AttachError
 from hub.identity import verify_base
 from hub.references import load
 
 log = logging.getLogger("hub")
 
-Composition = Adapter | str | Path | Stack
+Composition = Adapter | str | Path | Operator
 Trainable = bool | Adapter | str | Iterable[Adapter | str] | None
 
 
-def resolve_composition(composition: Any) -> list[Adapter]:
-    """The adapters of a composition, loaded, in the order in which they act. Raises AttachError."""
-    leaves = composition.leaves() if isinstance(composition, Stack) else [composition]
-    adapters = []
-    for leaf in leaves:
-        if not isinstance(leaf, Adapter | str | Path):
-            raise AttachError(
-                f"a {type(leaf).__name__} can't be attached; give an adapter, a reference such as "
-                "'sst2@3', or hub.Stack(...) of them"
-            )
-        adapters.append(leaf if isinstance(leaf, Adapter) else load(leaf))
-    return adapters
+def resolve_composition(composition: Any, known: Mapping[str, Adapter] | None = None) -> Part:
+    """The composition with every reference loaded, each once. Raises AttachError.
+
+    known: adapters that are there already, by their reference.
+    """
+    loaded: dict[str, Part] = dict(known or {})
+
+    def resolve(leaf: Leaf) -> Part:
+        if not isinstance(leaf, str):
+            return leaf
+        if leaf not in loaded:
+            loaded[leaf] = load(leaf)
+        return loaded[leaf]
+
+    if isinstance(composition, Path):
+        composition = load(composition)
+    if not isinstance(composition, Adapter | str | Operator):
+        raise AttachError(
+            f"a {type(composition).__name__} can't be attached; give an adapter, a reference such "
+            "as 'sst2@3', or hub.Stack(...) of them"
+        )
+    return replace_leaves(composition, resolve)
 
 
 def choose_learners(adapters: list[Adapter], trainable: Trainable) -> list[Adapter]:
-    """Those that learn. Raises AttachError where `trainable` names one that is not attached, or
-    where one would learn in two places."""
+    """Those that learn. Raises AttachError where `trainable` names one that is not attached."""
     if trainable is None:
-        chosen = [a for a in adapters if a.fresh]
-    elif isinstance(trainable, bool):
-        chosen = list(adapters) if trainable else []
-    else:
-        chosen = []
-        for name in [trainable] if isinstance(trainable, str | Adapter) else trainable:
-            found = [a for a in adapters if a is name or name == a.label]
-            if not found:
-                raise AttachError(
-                    f"trainable names {name!r}, attached are {', '.join(a.label for a in adapters)}"
-                )
-            chosen += found
-    for adapter in chosen:
-        if sum(other is adapter for other in adapters) > 1:
+        return [a for a in adapters if a.fresh]
+    if isinstance(trainable, bool):
+        return list(adapters) if trainable else []
+    chosen = []
+    for name in [trainable] if isinstance(trainable, str | Adapter) else trainable:
+        found = [a for a in adapters if a is name or name == a.label]
+        if not found:
             raise AttachError(
-                f"adapter {adapter.label} is in the stack twice and can't learn in two places; "
-                "attach it with trainable=False, or once"
+                f"trainable names {name!r}, attached are {', '.join(a.label for a in adapters)}"
             )
+        chosen += found
     return chosen
 
 
@@ -79,16 +82,18 @@ def check_bases(
     return tuple(notes)
 
 
-def check_conflicts(fits: list[Fit]) -> None:
-    """Raise AttachError where two adapters bring a trained head, or one acts inside another's."""
-    owners = [fit.adapter.label for fit in fits if fit.heads]
+def check_conflicts(line: Part, fits: Mapping[Adapter, Fit]) -> None:
+    """Raise AttachError where two adapters of one row bring a trained head, or one acts inside
+    another's."""
+    there = [fits[adapter] for adapter in list_adapters([line])]
+    owners = [fit.adapter.label for fit in there if fit.heads]
     if len(owners) > 1:
         raise AttachError(
             f"{' and '.join(owners)} each bring a trained head, and a model answers with one; "
-            "attach them one at a time"
+            "attach them one at a time, or each for rows of its own"
         )
-    heads = tuple(path for fit in fits for path in fit.heads)
-    for fit in fits:
+    heads = tuple(path for fit in there for path in fit.heads)
+    for fit in there if heads else ():
         for site in fit.sites:
             if lies_in(site.path, heads):
                 raise AttachError(

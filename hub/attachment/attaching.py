@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from types import TracebackType
-from typing import Any
+from types import MappingProxyType, TracebackType
 
-import torch
 from torch import nn
 from torch.utils.hooks import RemovableHandle
 
@@ -21,15 +18,13 @@ from hub.attachment.admission import (
     choose_learners,
     resolve_composition,
 )
-from hub.attachment.effects import CheckpointGuard, HeadHook, Switch, hang_effects
-from hub.attachment.experts import hang_experts
-from hub.attachment.fitting import Fit, fit_adapter
-from hub.attachment.gradients import ask_gradients
-from hub.attachment.hanging import hang_fronts
-from hub.attachment.merging import Swap, merge_fits, swap_weights
+from hub.attachment.fitting import fit_adapter
+from hub.attachment.installing import Installation
+from hub.attachment.merging import Swap, merge_line, swap_weights
+from hub.attachment.routing import Routing, Rows, list_adapters, show
 from hub.attachment.substitutes import announce_substitutes
 from hub.attachment.summary import Summary, summarize
-from hub.discovery import installed_methods
+from hub.composition import Part
 from hub.errors import AttachError
 from hub.quantization import Undo, prepare_training, put_back
 from hub.sites import ATTACHED, Site, unwrap_model
@@ -39,6 +34,7 @@ def attach(
     model: nn.Module,
     composition: Composition,
     *,
+    rows: Rows = None,
     trainable: Trainable = None,
     allow_other_base: bool = False,
 ) -> Attachment:
@@ -48,6 +44,8 @@ def attach(
     parameters of it too, under ``hub_adapters``, and the base's own are frozen. Use the result as
     a context manager, or call `detach`; either leaves the base bit for bit as it was.
 
+    rows: of a composition with a `BatchSplit`, each row's part of the next batches; see
+        `Attachment.route`.
     trainable: which adapters learn: True, False, or some of them by object or reference; when
         left out, those made new and not those loaded. What learns is kept in float32, what only
         serves follows the base's precision.
@@ -55,51 +53,45 @@ def attach(
         that is an error; the same base in another precision is not, and is noted.
 
     Raises BaseMismatch on another base; AttachError where the adapter's tensors don't fit, two
-    adapters bring a trained head, or the model carries adapters already; and what `load` raises
-    for a reference. Whatever is raised, the model is as it was.
+    adapters bring a trained head for one row, a combination has no meaning, or the model carries
+    adapters already; and what `load` raises for a reference. Whatever is raised, the model is as it
+    was.
     """
     model = unwrap_model(model)
     carried = Attachment.of(model)
     if carried is not None:
         names = ", ".join(adapter.label for adapter in carried.active)
         raise AttachError(
-            f"this model carries {names} already{', merged' if carried.merged else ''}; detach "
-            "first, or attach them together as hub.Stack(...)"
+            f"this model carries {names or 'an attachment'} already"
+            f"{', merged' if carried.merged else ''}; detach first, add to that attachment, or "
+            "attach them together as hub.Stack(...)"
         )
-    adapters = resolve_composition(composition)
-    learners = choose_learners(adapters, trainable)
-    notes = check_bases(adapters, model, allow_other_base)
-    fits = [fit_adapter(a, model, learns=a in learners) for a in adapters]
-    check_conflicts(fits)
-    return Attachment(model, fits, notes)
+    attachment = Attachment(model)
+    try:
+        attachment._begin(resolve_composition(composition), rows, trainable, allow_other_base)
+    except BaseException:
+        attachment.detach()
+        raise
+    return attachment
 
 
 class Attachment:
     """What is on a model, and the way to take it off.
 
-    active: the adapters in the order in which they act.
-    notes: what was noticed about their bases and is no error.
+    notes: what was noticed about the adapters' bases and is no error.
     """
 
-    def __init__(self, model: nn.Module, fits: list[Fit], notes: tuple[str, ...]) -> None:
+    def __init__(self, model: nn.Module) -> None:
+        self.notes: tuple[str, ...] = ()
         self._model = model
-        self._fits = fits
-        self.notes = notes
-        self._switch = Switch()
+        self._container = Container(self)
+        self._installation = Installation(model, self._container)
+        self._routing = Routing(None)
         self._handles: list[RemovableHandle] = []
-        self._flags = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
+        self._flags: list[tuple[nn.Parameter, bool]] = []
         self._undo: Swap = []
         self._prepared: Undo = []
         self._attached = True
-        for parameter, _ in self._flags:
-            parameter.requires_grad_(False)
-        try:
-            if any(fit.learns for fit in fits):
-                self._prepared = prepare_training(model)
-            self._install()
-        except BaseException:
-            self.detach()
-            raise
 
     @staticmethod
     def of(model: nn.Module) -> Attachment | None:
@@ -109,30 +101,93 @@ class Attachment:
 
     @property
     def active(self) -> tuple[Adapter, ...]:
-        """The adapters in the order in which they act."""
-        return tuple(fit.adapter for fit in self._fits) if self._attached else ()
+        """The adapters that act on some row, in the order in which they act."""
+        table = self._installation.switch.table
+        return tuple(list_adapters(table.lines)) if self._attached and table is not None else ()
+
+    @property
+    def resident(self) -> Mapping[int, Part]:
+        """What rows can be routed to, by number: a composition's parts for rows, and what was
+        added."""
+        return MappingProxyType(self._routing.routes if self._attached else {})
+
+    def add(
+        self,
+        composition: Composition,
+        *,
+        trainable: Trainable = None,
+        allow_other_base: bool = False,
+    ) -> int:
+        """Let an adapter or a composition be resident: ready to be routed to, not active.
+
+        The number to route by. The options are those of `attach`, and so are the errors; after one
+        everything is as it was.
+        """
+        self._check_attached("add to it")
+        self._refuse_when_merged("add to them")
+        known = {adapter.label: adapter for adapter in self._installation.fits}
+        resolved = resolve_composition(composition, known)
+        number = self._routing.add(resolved)
+        try:
+            self._take([number], trainable, allow_other_base)
+        except BaseException:
+            self._remove(number)
+            raise
+        return number
+
+    def remove(self, part: int | Part) -> None:
+        """Let what was resident be gone: by its number, or as what it is. Its number is free then.
+
+        Raises AttachError while it acts on some row, and on what is not there.
+        """
+        self._check_attached("remove from it")
+        self._refuse_when_merged("remove from them")
+        number = self._routing.find(part)
+        table = self._installation.switch.table
+        if number is None:
+            raise AttachError("the bare base can't be removed; route to it with None")
+        if table is not None and any(line in table.lines for line in self._routing.lines[number]):
+            raise AttachError(
+                f"{show(self._routing.routes[number])} acts on the rows of this batch; route them "
+                "elsewhere first"
+            )
+        self._remove(number)
+
+    def route(self, rows: Rows) -> None:
+        """Say what each row of the next batches has.
+
+        rows: one entry for each row: the number of what is resident, or that itself, or None for
+            the bare base; one entry alone for all rows. A batch of m times as many rows has each
+            row's part m times in turn, as the beams of `generate` do.
+
+        No module changes. Raises AttachError on what is not resident, or has no meaning in one
+        batch; then everything is as it was.
+        """
+        self._check_attached("route its rows")
+        self._refuse_when_merged("route rows to them")
+        self._installation.lay(self._routing.lay(rows))
 
     @property
     def merged(self) -> bool:
         """Whether the adapters are folded into the base's weights at present."""
-        return self._switch.merged
+        return self._installation.switch.merged
 
     def parameters(self) -> Iterator[nn.Parameter]:
         """The parameters that learn."""
-        for fit in self._fits:
+        for fit in self._installation.fits.values():
             if fit.learns:
                 yield from fit.parameters()
 
     def modules(self, adapter: Adapter) -> dict[Site, nn.Module]:
         """The live modules of one attached adapter by the site where they act."""
-        for fit in self._fits:
-            if fit.adapter is adapter:
-                return dict(fit.sites)
-        raise AttachError(f"adapter {adapter.label} is not attached here")
+        fit = self._installation.fits.get(adapter)
+        if fit is None:
+            raise AttachError(f"adapter {adapter.label} is not attached here")
+        return dict(fit.sites)
 
     def summary(self) -> Summary:
         """Trainable and total parameters, per adapter and of the base; prints as a table."""
-        return summarize(self._model, self._fits, ATTACHED)
+        return summarize(self._model, list(self._installation.fits.values()), ATTACHED)
 
     def detach(self) -> None:
         """Take everything off. The base is bit for bit what it was. Again does nothing."""
@@ -143,18 +198,19 @@ class Attachment:
         for parameter, learned in self._flags:
             parameter.requires_grad_(learned)
         put_back(self._prepared)
-        self._switch.on = False
+        self._installation.switch.on = False
         self._attached = False
 
     @contextmanager
     def disabled(self) -> Iterator[None]:
         """The bare base for a moment. Raises AttachError while merged."""
         self._refuse_when_merged("show the bare base")
-        before, self._switch.on = self._switch.on, False
+        switch = self._installation.switch
+        before, switch.on = switch.on, False
         try:
             yield
         finally:
-            self._switch.on = before and self._attached
+            switch.on = before and self._attached
 
     def merge(self) -> None:
         """Fold the adapters into the base's weights; what they replace is kept.
@@ -168,25 +224,33 @@ class Attachment:
         Raises AttachError where an adapter's effect is no change of weights, or where the weight
         has a second use that must not change; nothing is merged then.
         """
-        if not self._attached:
-            raise AttachError("nothing is attached any more; attach again, then merge")
-        if not self._switch.on:
+        self._check_attached("merge")
+        switch, table = self._installation.switch, self._installation.switch.table
+        if not switch.on:
             raise AttachError("the adapters are disabled; merge after that, not inside it")
-        if self.merged:
+        if self.merged or table is None:
             return
-        merged = merge_fits(self._model, self._fits)
+        if table.rows is not None or table.copies > 1:
+            raise AttachError(
+                "rows have adapters of their own, and the base has one set of weights; route all "
+                "rows to one part, then merge"
+            )
+        merged = merge_line(self._model, table.lines[0], self._installation.fits)
         self._undo = swap_weights(merged)
-        self._switch.merged = True
+        switch.merged = True
         self._uninstall()
         self._handles += announce_substitutes([new for _, name, new in merged if name != "data"])
-        self._model.add_module(ATTACHED, Container(self))
+        self._model.add_module(ATTACHED, self._container)
 
     def unmerge(self) -> None:
         """Put the base's weights back and the adapters beside them. Again does nothing."""
         if self.merged:
+            table = self._installation.switch.table
             self._restore_weights()
             self._uninstall()
-            self._install()
+            self._installation.hang()
+            assert table is not None
+            self._installation.lay(table)
 
     def __enter__(self) -> Attachment:
         return self
@@ -201,7 +265,49 @@ class Attachment:
 
     def __repr__(self) -> str:
         state = "merged" if self.merged else "attached" if self._attached else "detached"
-        return f"<Attachment of {', '.join(f.adapter.label for f in self._fits)}, {state}>"
+        return f"<Attachment of {', '.join(map(show, self._routing.routes.values()))}, {state}>"
+
+    def _begin(
+        self, composition: Part, rows: Rows, trainable: Trainable, allow_other_base: bool
+    ) -> None:
+        """Put the first composition on. Raises AttachError and BaseMismatch."""
+        self._routing = Routing(composition)
+        table = self._routing.lay(rows)
+        self._take(list(self._routing.routes), trainable, allow_other_base)
+        self._flags = [(p, p.requires_grad) for p in self._model.parameters()]
+        for parameter, _ in self._flags:
+            parameter.requires_grad_(False)
+        if any(fit.learns for fit in self._installation.fits.values()):
+            self._prepared = prepare_training(self._model)
+        self._installation.hang()
+        self._installation.lay(table)
+
+    def _take(self, numbers: list[int], trainable: Trainable, allow_other_base: bool) -> None:
+        """Fit the adapters of these routes that are not there yet. Raises AttachError and
+        BaseMismatch."""
+        there = self._installation.fits
+        lines = [line for number in numbers for line in self._routing.lines[number]]
+        new = [adapter for adapter in list_adapters(lines) if adapter not in there]
+        learners = choose_learners(new, trainable)
+        self.notes += check_bases(new, self._model, allow_other_base)
+        sites = self._installation.sites
+        fits = {a: fit_adapter(a, self._model, sites, learns=a in learners) for a in new}
+        for line in lines:
+            check_conflicts(line, {**there, **fits})
+        self._installation.take(fits.values(), lines)
+
+    def _remove(self, number: int) -> None:
+        """Take a route out, and the adapters that no other has."""
+        gone = list_adapters(self._routing.lines[number])
+        self._routing.remove(number)
+        kept = list_adapters(line for lines in self._routing.lines.values() for line in lines)
+        for adapter in gone:
+            if adapter not in kept and adapter in self._installation.fits:
+                self._installation.drop(adapter)
+
+    def _check_attached(self, what: str) -> None:
+        if not self._attached:
+            raise AttachError(f"nothing is attached any more; attach again, then {what}")
 
     def _refuse_when_merged(self, what: str) -> None:
         if self.merged:
@@ -210,41 +316,14 @@ class Attachment:
     def _restore_weights(self) -> None:
         swap_weights(self._undo)
         self._undo = []
-        self._switch.merged = False
-
-    def _install(self) -> None:
-        """Hang the live modules and the hooks into the model."""
-        container = Container(self)
-        for number, fit in enumerate(self._fits):
-            container.add_module(f"{number}_{escape(fit.adapter.label)}", collect_modules(fit))
-        container.train(self._model.training)
-        self._model.add_module(ATTACHED, container)
-        effects = order_effects(self._fits)
-        for site, modules in effects:
-            if site.kind in ("projection", "branch", "norm") and site.expert is None:
-                self._handles += hang_effects(self._model, site, modules, self._switch)
-        self._handles += hang_experts(self._model, effects, self._switch)
-        # Last, so that what a prefix puts in place of keys and values stays.
-        self._handles += hang_fronts(self._model, effects, self._switch)
-        for fit in self._fits:
-            for path, head in fit.heads.items():
-                self._hook(self._model.get_submodule(path), HeadHook(head, self._switch), True)
-        if any(fit.learns for fit in self._fits):
-            self._handles += ask_gradients(self._model)
-        self._hook(self._model, CheckpointGuard(self._switch))
-        forget_compiled()
+        self._installation.switch.merged = False
 
     def _uninstall(self) -> None:
         """Take the hooks and the live modules out of the model."""
         for handle in self._handles:
             handle.remove()
         self._handles.clear()
-        if hasattr(self._model, ATTACHED):
-            delattr(self._model, ATTACHED)
-        forget_compiled()
-
-    def _hook(self, module: nn.Module, hook: Any, keywords: bool = False) -> None:
-        self._handles.append(module.register_forward_hook(hook, with_kwargs=keywords))
+        self._installation.unhang()
 
 
 class Container(nn.Module):
@@ -254,54 +333,3 @@ class Container(nn.Module):
     def __init__(self, attachment: Attachment) -> None:
         super().__init__()
         self.attachment = attachment
-
-
-def order_effects(fits: list[Fit]) -> list[tuple[Site, list[nn.Module]]]:
-    """The modules at each site, in order: projections before the branches that they end."""
-    at: dict[Site, list[tuple[str, nn.Module]]] = {}
-    for fit in fits:
-        for site, module in fit.sites.items():
-            at.setdefault(site, []).append((fit.adapter.method, module))
-    ordered = sorted(at, key=lambda site: site.kind != "projection")
-    return [(site, join_neighbours(site, at[site])) for site in ordered]
-
-
-def join_neighbours(site: Site, effects: list[tuple[str, nn.Module]]) -> list[nn.Module]:
-    """One module for neighbours of one method, where its plugin has a faster way."""
-    joined: list[nn.Module] = []
-    start = 0
-    for end in range(1, len(effects) + 1):
-        if end < len(effects) and effects[end][0] == effects[start][0]:
-            continue
-        modules = [module for _, module in effects[start:end]]
-        if len(modules) > 1:
-            one = installed_methods().call(
-                "hub_compose", effects[start][0], site=site, modules=modules
-            )
-            modules = modules if one is None else [one]
-        joined += modules
-        start = end
-    return joined
-
-
-def collect_modules(fit: Fit) -> nn.Module:
-    """An adapter's live modules under one, named by their kind of site and path."""
-    container = nn.Module()
-    if fit.built.shared is not None:
-        container.add_module("shared", fit.built.shared)
-    for site, module in fit.sites.items():
-        container.add_module(f"{site.kind}/{escape(site.path, '/')}", module)
-    for path, head in fit.heads.items():
-        container.add_module(f"head/{escape(path, '/')}", head)
-    return container
-
-
-def escape(name: str, dot: str = "_") -> str:
-    """A name as torch takes it for a child module: without dots."""
-    return name.replace(".", dot)
-
-
-def forget_compiled() -> None:
-    """Let torch.compile look again: by default it takes no notice of hooks that come and go."""
-    if "torch._dynamo" in sys.modules:
-        torch.compiler.reset()

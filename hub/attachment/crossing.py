@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from hub.attachment.fronts import Front, list_parameters
@@ -25,10 +26,14 @@ class Crossing:
     ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
         """The forward pre-hook: widen the mask of what is encoded. Raises AttachError where that
         lacks the virtual tokens."""
-        if not self.front.switch.on:
+        if not self.front.switch.on or not self.front.count:
             return None
         kwargs = {**dict(zip(self.parameters, args, strict=False)), **kwargs}
         mask, encoded = kwargs.get("attention_mask"), kwargs.get("encoder_outputs")
+        given = encoded[0] if encoded is not None else kwargs.get("input_ids")
+        if mask is None and self.front.ahead is not None and given is not None:
+            length = given.shape[1] - (self.front.count if encoded is not None else 0)
+            mask = torch.ones(len(given), length, dtype=torch.long, device=given.device)
         if mask is not None:
             length = mask.shape[1]
             there = length + self.front.count if encoded is None else encoded[0].shape[1]
@@ -39,14 +44,15 @@ class Crossing:
                     "while they act, and give the mask of the tokens alone"
                 )
             if there == length + self.front.count:
-                kwargs["attention_mask"] = self.front.spread_mask(mask)
+                owner = self.front.find_owner(len(mask), mask.device)
+                kwargs["attention_mask"] = self.front.spread_mask(mask, owner)
         return (), kwargs
 
     def leave(
         self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any
     ) -> Any:
         """The forward hook: what the model says of its encoder is about the tokens given."""
-        if not self.front.switch.on or not isinstance(output, Mapping):
+        if not self.front.switch.on or not self.front.count or not isinstance(output, Mapping):
             return None
         count, mask = self.front.count, kwargs.get("attention_mask")
         order = find_order(mask[:, :-count], count) if mask is not None else None

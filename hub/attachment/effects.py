@@ -14,6 +14,8 @@ import torch
 from torch import nn
 from torch.utils.hooks import RemovableHandle
 
+from hub.attachment.nodes import Chain, Slice, run_after
+from hub.attachment.routing import Table
 from hub.errors import AttachError
 from hub.sites import Site
 
@@ -21,30 +23,30 @@ from hub.sites import Site
 class Switch:
     """Whether an attachment acts; one for all of its hooks.
 
-    on: the hooks act. merged: the base's weights hold the effects instead.
+    on: the hooks act. merged: the base's weights hold the effects instead. table: who acts on which
+    row.
     """
 
     def __init__(self) -> None:
         self.on = True
         self.merged = False
+        self.table: Table | None = None
 
     @property
-    def state(self) -> tuple[bool, bool]:
+    def state(self) -> tuple[bool, bool, Table | None]:
         """What a backward pass must find as its forward did."""
-        return self.on, self.merged
+        return self.on, self.merged, self.table
 
 
 class Effect:
-    """A forward hook: what the modules make of a site's output, one after the other.
+    """A forward hook: what a chain makes of a site's output.
 
+    chain: the modules and nodes that act, one after the other.
     index: which element of the output is meant, where the site's module returns several.
-    name: the keyword that the input comes by, where it comes by keyword.
     """
 
-    def __init__(
-        self, modules: Sequence[nn.Module], switch: Switch, index: int | None = None
-    ) -> None:
-        self.modules = tuple(modules)
+    def __init__(self, switch: Switch, index: int | None = None) -> None:
+        self.chain: Chain = ()
         self.switch = switch
         self.index = index
 
@@ -54,7 +56,7 @@ class Effect:
         if self.index is not None:
             return self.change(args[0], output)
         # The same as `change`, without a call: this runs at every projection of every token.
-        for effect in self.modules:
+        for effect in self.chain:
             output = effect.forward(args[0], output)
         return output
 
@@ -63,23 +65,19 @@ class Effect:
         hooks of their own, and torch's way of calling a module costs as much as a small product."""
         index = self.index
         y = output if index is None else pick_element(output, index)
-        for module in self.modules:
+        for module in self.chain:
             y = module.forward(x, y)
         return y if index is None else replace_element(output, index, y)
 
 
 class KeywordEffect(Effect):
-    """The same, for a module that is called with its input by keyword."""
+    """The same, for a module that is called with its input by keyword.
 
-    def __init__(
-        self,
-        modules: Sequence[nn.Module],
-        switch: Switch,
-        index: int | None = None,
-        *,
-        name: str,
-    ) -> None:
-        super().__init__(modules, switch, index)
+    name: that keyword.
+    """
+
+    def __init__(self, switch: Switch, index: int | None = None, *, name: str) -> None:
+        super().__init__(switch, index)
         self.name = name
 
     def __call__(  # type: ignore[override]
@@ -134,15 +132,9 @@ class StreamEffect(KeywordEffect):
     """An effect some of whose modules get the stream that the branch is added to as their x."""
 
     def __init__(
-        self,
-        modules: Sequence[nn.Module],
-        switch: Switch,
-        index: int | None = None,
-        *,
-        name: str | None,
-        stream: Stream,
+        self, switch: Switch, index: int | None = None, *, name: str | None, stream: Stream
     ) -> None:
-        super().__init__(modules, switch, index, name=name or "")
+        super().__init__(switch, index, name=name or "")
         self.stream = stream
 
     def change(self, x: torch.Tensor, output: Any) -> Any:
@@ -150,24 +142,23 @@ class StreamEffect(KeywordEffect):
         index, stream = self.index, self.stream.take()
         y = output if index is None else pick_element(output, index)
         stream = stream if stream.shape == y.shape else stream.reshape(y.shape)
-        for module in self.modules:
-            y = module.forward(stream if reads_stream(module) else x, y)
+        y = run_after(self.chain, x, y, Slice(stream))
         return y if index is None else replace_element(output, index, y)
 
 
 class InputEffect:
-    """A forward pre-hook: what the modules make of a site's input, one after the other."""
+    """A forward pre-hook: what a chain makes of a site's input."""
 
-    def __init__(self, modules: Sequence[nn.Module], switch: Switch) -> None:
-        self.modules = tuple(modules)
+    def __init__(self, switch: Switch) -> None:
+        self.chain: Chain = ()
         self.switch = switch
 
     def __call__(self, module: nn.Module, args: tuple[Any, ...]) -> Any:
         if not self.switch.on:
             return None
         x = args[0]
-        for effect in self.modules:
-            x = effect.before(x)  # type: ignore[operator]
+        for effect in self.chain:
+            x = effect.before(x)
         return x if len(args) == 1 else (x, *args[1:])
 
 
@@ -177,8 +168,8 @@ class KeywordInputEffect(InputEffect):
     name: that keyword.
     """
 
-    def __init__(self, modules: Sequence[nn.Module], switch: Switch, *, name: str) -> None:
-        super().__init__(modules, switch)
+    def __init__(self, switch: Switch, *, name: str) -> None:
+        super().__init__(switch)
         self.name = name
 
     def __call__(  # type: ignore[override]
@@ -188,74 +179,62 @@ class KeywordInputEffect(InputEffect):
             return None
         named = self.name in kwargs
         x = kwargs[self.name] if named else args[0]
-        for effect in self.modules:
-            x = effect.before(x)  # type: ignore[operator]
+        for effect in self.chain:
+            x = effect.before(x)
         return (args, {**kwargs, self.name: x}) if named else ((x, *args[1:]), kwargs)
 
 
+class Hung:
+    """The hooks at one site."""
+
+    def __init__(
+        self,
+        inner: InputEffect | None,
+        outer: Effect | None,
+        handles: Sequence[RemovableHandle],
+    ) -> None:
+        self.inner = inner
+        self.outer = outer
+        self.handles = tuple(handles)
+
+    def lay(self, inner: Chain, outer: Chain) -> None:
+        """Let these chains act from now on."""
+        if self.inner is not None:
+            self.inner.chain = inner
+        if self.outer is not None:
+            self.outer.chain = outer
+
+    def remove(self) -> None:
+        """Take the hooks off."""
+        for handle in self.handles:
+            handle.remove()
+
+
 def hang_effects(
-    model: nn.Module, site: Site, modules: Sequence[nn.Module], switch: Switch
-) -> Iterator[RemovableHandle]:
-    """Let `modules` act at one site: what changes its input first, then what changes its output."""
+    model: nn.Module, site: Site, switch: Switch, inputs: bool, outputs: bool, streams: bool
+) -> Hung:
+    """Hang hooks at one site: for what changes its input, and its output, and reads the stream."""
     target, name = model.get_submodule(site.owner), site.input_name
-    inner = [module for module in modules if changes_input(module)]
-    outer = [module for module in modules if changes_output(module)]
-    hook: Any
-    if inner:
-        hook = InputEffect(inner, switch)
-        if name is not None:
-            hook = KeywordInputEffect(inner, switch, name=name)
-        yield target.register_forward_pre_hook(hook, with_kwargs=name is not None)
-    if outer:
-        hook = Effect(outer, switch, site.output_index)
+    inner: InputEffect | None = None
+    outer: Effect | None = None
+    handles = []
+    if inputs:
+        inner = InputEffect(switch) if name is None else KeywordInputEffect(switch, name=name)
+        handles.append(target.register_forward_pre_hook(inner, with_kwargs=name is not None))
+    if outputs:
         by_name = name is not None
-        if site.stream is not None and any(map(reads_stream, outer)):
+        if streams and site.stream is not None:
             by_name, stream = True, Stream()
-            hook = StreamEffect(outer, switch, site.output_index, name=name, stream=stream)
+            outer = StreamEffect(switch, site.output_index, name=name, stream=stream)
+            reader = StreamReader(stream, switch)
             taker = model.get_submodule(site.stream)
-            yield taker.register_forward_pre_hook(StreamReader(stream, switch), with_kwargs=True)
+            handles.append(taker.register_forward_pre_hook(reader, with_kwargs=True))
         elif name is not None:
-            hook = KeywordEffect(outer, switch, site.output_index, name=name)
-        yield target.register_forward_hook(hook, with_kwargs=by_name)
-
-
-def changes_input(module: nn.Module) -> bool:
-    """Whether a method's module changes what goes into its site."""
-    return hasattr(module, "before")
-
-
-def changes_output(module: nn.Module) -> bool:
-    """Whether a method's module changes what its site gives: one without `before` must, one with
-    it may."""
-    return not changes_input(module) or type(module).forward is not nn.Module.forward
-
-
-def reads_stream(module: nn.Module) -> bool:
-    """Whether a method's module gets the residual stream as its x."""
-    return getattr(module, "reads_stream", False) is True
-
-
-class HeadHook:
-    """A forward hook: the adapter's head answers in place of the base's.
-
-    A head that learns is in float32 over a base in half precision.
-    """
-
-    def __init__(self, head: nn.Module, switch: Switch) -> None:
-        self.head = head
-        self.switch = switch
-
-    def __call__(
-        self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any
-    ) -> Any:
-        if not self.switch.on:
-            return None
-        dtype = next(self.head.parameters()).dtype
-        if not dtype.is_floating_point:
-            return self.head(*args, **kwargs)
-        given = {tensor.dtype for tensor in walk_tensors(output) if tensor.is_floating_point()}
-        answer = self.head(*cast_floating(args, dtype), **cast_floating(kwargs, dtype))
-        return cast_floating(answer, given.pop()) if len(given) == 1 else answer
+            outer = KeywordEffect(switch, site.output_index, name=name)
+        else:
+            outer = Effect(switch, site.output_index)
+        handles.append(target.register_forward_hook(outer, with_kwargs=by_name))
+    return Hung(inner, outer, handles)
 
 
 class CheckpointGuard:
@@ -279,26 +258,14 @@ class CheckpointGuard:
         def check(gradient: torch.Tensor) -> None:
             if switch.state != before:
                 raise AttachError(
-                    "the adapters were switched, merged or detached between this forward pass and "
-                    "its backward; with gradient checkpointing the layers run again in between, so "
-                    "call backward first"
+                    "the adapters were switched, routed, merged or detached between this forward "
+                    "pass and its backward; with gradient checkpointing the layers run again in "
+                    "between, so call backward first"
                 )
 
         for tensor in walk_tensors(output):
             if tensor.requires_grad:
                 tensor.register_hook(check)  # type: ignore[no-untyped-call]
-
-
-def cast_floating(value: Any, dtype: torch.dtype) -> Any:
-    """The same with its floating tensors in another precision, wherever in it they are."""
-    if isinstance(value, torch.Tensor):
-        return value.to(dtype) if value.is_floating_point() else value
-    if type(value) in (tuple, list):
-        return type(value)(cast_floating(item, dtype) for item in value)
-    if isinstance(value, dict) and value:
-        items = {name: cast_floating(item, dtype) for name, item in value.items()}
-        return items if type(value) is dict else type(value)(**items)
-    return value
 
 
 def walk_tensors(value: Any) -> Iterator[torch.Tensor]:

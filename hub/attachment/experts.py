@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -10,17 +10,18 @@ from torch import nn
 from torch.nn import functional as F
 from torch.utils.hooks import RemovableHandle
 
-from hub.attachment.effects import Switch, changes_input, changes_output
+from hub.attachment.effects import Switch
+from hub.attachment.nodes import Slice, run_after, run_before
+from hub.attachment.places import Place
 from hub.interfaces import Function, FunctionHook, watch_functions
-from hub.sites import Site
 
-Effects = Mapping[tuple[str, int], Sequence[nn.Module]]
+Effects = Mapping[tuple[str, int], Place]
 
 
 class ExpertsEffect(FunctionHook):
     """What adapters do in one stack of experts.
 
-    effects: the modules that act at an expert, in order, by its parameter and its place there.
+    effects: where adapters act, by an expert's parameter and its place there.
     """
 
     def __init__(self, effects: Effects, switch: Switch) -> None:
@@ -42,13 +43,13 @@ class ExpertsEffect(FunctionHook):
 
 
 def hang_experts(
-    model: nn.Module, effects: Iterable[tuple[Site, Sequence[nn.Module]]], switch: Switch
+    model: nn.Module, places: Iterable[Place], switch: Switch
 ) -> Iterator[RemovableHandle]:
-    """Let modules act at the stacked experts among their sites."""
-    held: dict[str, dict[tuple[str, int], Sequence[nn.Module]]] = {}
-    for site, modules in effects:
-        if site.part is not None:
-            held.setdefault(site.owner, {})[site.part] = modules
+    """Let adapters act at the stacked experts among their places."""
+    held: dict[str, dict[tuple[str, int], Place]] = {}
+    for place in places:
+        if place.site.part is not None:
+            held.setdefault(place.site.owner, {})[place.site.part] = place
     for path, at in held.items():
         watch_functions()
         yield model.get_submodule(path).register_forward_hook(ExpertsEffect(at, switch))
@@ -73,8 +74,11 @@ def run_experts(
     rows = hidden_states[order // k]
     count = module.num_experts
     sizes: list[int] = torch.bincount(chosen.clamp(max=count), minlength=count + 1).tolist()
+    owners = torch.split(order // k, sizes)
     parts = [
-        run_expert(effects, module, expert, part) if expert < count else torch.zeros_like(part)
+        run_expert(effects, module, expert, part, Slice(tokens=owners[expert], total=tokens))
+        if expert < count
+        else torch.zeros_like(part)
         for expert, part in enumerate(torch.split(rows, sizes))
         if sizes[expert]
     ]
@@ -82,27 +86,24 @@ def run_experts(
     return out[order.argsort()].view(tokens, k, -1).sum(1).to(hidden_states.dtype)
 
 
-def run_expert(effects: Effects, module: Any, expert: int, x: torch.Tensor) -> torch.Tensor:
-    """One expert on its rows, (rows, d_model)."""
+def run_expert(
+    effects: Effects, module: Any, expert: int, x: torch.Tensor, given: Slice
+) -> torch.Tensor:
+    """One expert on its tokens, (tokens, d_model); `given` says which of the batch they are."""
     name = "gate_up_proj" if module.has_gate else "up_proj"
-    h = project_rows(effects, module, name, expert, x)
+    h = project_rows(effects, module, name, expert, x, given)
     h = module._apply_gate(h) if module.has_gate else module.act_fn(h)
-    y = project_rows(effects, module, "down_proj", expert, h)
+    y = project_rows(effects, module, "down_proj", expert, h, given)
     return module.post_expert_norm(y) if module.has_post_expert_norm else y
 
 
 def project_rows(
-    effects: Effects, module: Any, name: str, expert: int, x: torch.Tensor
+    effects: Effects, module: Any, name: str, expert: int, x: torch.Tensor, given: Slice
 ) -> torch.Tensor:
-    """One projection of one expert, (rows, out_features)."""
-    acting = effects.get((name, expert), ())
-    for effect in acting:
-        if changes_input(effect):
-            x = effect.before(x)  # type: ignore[operator]
+    """One projection of one expert, (tokens, out_features)."""
+    place = effects.get((name, expert))
+    x = x if place is None else run_before(place.inner, x, given)
     weight = getattr(module, name)[expert]
     bias = getattr(module, f"{name}_bias")[expert] if module.has_bias else None
     y = F.linear(x, weight.T if module.is_transposed else weight, bias)
-    for effect in acting:
-        if changes_output(effect):
-            y = effect.forward(x, y)
-    return y
+    return y if place is None else run_after(place.outer, x, y, given)

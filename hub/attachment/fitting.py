@@ -17,7 +17,7 @@ from hub.building import Modules, build_modules, name_tensors, walk_owners
 from hub.discovery import installed_methods
 from hub.errors import AttachError, MethodError
 from hub.heads import copy_head
-from hub.sites import Site, find_sites
+from hub.sites import Site
 
 NAMED = 3
 
@@ -55,8 +55,8 @@ class Fit:
         }.values()
 
 
-def fit_adapter(adapter: Adapter, model: nn.Module, *, learns: bool) -> Fit:
-    """Build the live modules of `adapter` for `model`.
+def fit_adapter(adapter: Adapter, model: nn.Module, sites: Sequence[Site], *, learns: bool) -> Fit:
+    """Build the live modules of `adapter` for `model`, whose sites are `sites`.
 
     A learning adapter's own parameters are used, in float32, so that training changes the adapter.
     A serving one gets parameters of the precision of the module it acts on, that share the
@@ -66,7 +66,7 @@ def fit_adapter(adapter: Adapter, model: nn.Module, *, learns: bool) -> Fit:
     configuration does not, MethodError where the method's plugin is at fault.
     """
     method = installed_methods().get(adapter.method)
-    sites = [site for site in find_sites(model) if not lies_in(site.path, adapter.heads)]
+    sites = [site for site in sites if not lies_in(site.path, adapter.heads)]
     chosen = method.choose_sites(sites, adapter.config)
     with torch.device("meta"):
         built = build_modules(method, chosen, adapter.config)

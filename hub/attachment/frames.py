@@ -7,6 +7,8 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from hub.errors import AttachError
+
 _running = threading.local()
 
 
@@ -19,8 +21,11 @@ class Frame:
     cached: how many positions in front the cache holds, in the end.
     behind: whether the keys and values that are given to attention alone are among them.
     room: how many positions the cache can hold; -1 where it grows.
+    owner: which of the front's lines each row has, (rows,); None where there is one.
     order: where the rows are padded on the left, what comes at each place, (rows, inserted +
         length): the virtual tokens behind the padding.
+    places: which of its row's own positions each one is, (rows, inserted + length), negative for
+        what stands before them; None where nobody asks.
     placed: whether the placeholders have got their vectors.
     """
 
@@ -30,8 +35,14 @@ class Frame:
     cached: int
     behind: bool
     room: int
+    owner: Tensor | None = None
     order: Tensor | None = None
+    places: Tensor | None = None
     placed: bool = False
+
+    def find_start(self, held: int) -> int:
+        """Which of a row's own positions comes first, where a cache holds `held` positions."""
+        return max(held - (self.cached - self.inserted), 0)
 
 
 def push_frame(front: object, frame: Frame) -> None:
@@ -55,3 +66,21 @@ def find_frame(front: object) -> Frame | None:
     if frames and frames[-1][0] == id(front):  # asked at every attention of every token
         return frames[-1][1]
     return next((frame for owner, frame in reversed(frames) if owner == id(front)), None)
+
+
+class Ruler:
+    """Tells what acts at single positions which are there, in the forward of a front."""
+
+    def __init__(self, front: object) -> None:
+        self.front = front
+
+    def read(self, path: str) -> Tensor:
+        """Which of its row's own positions each one is, (rows, positions), negative for what stands
+        before them. Raises AttachError outside of a forward."""
+        frame = find_frame(self.front)
+        if frame is None or frame.places is None:
+            raise AttachError(
+                f"a split acts at {path} outside of a forward of the model, where positions are "
+                "not known; gradient checkpointing runs layers again so, turn it off"
+            )
+        return frame.places

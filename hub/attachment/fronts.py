@@ -14,6 +14,7 @@ from __future__ import annotations
 import inspect
 import itertools
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -28,11 +29,14 @@ from hub.attachment.caches import (
     read_mark,
     write_mark,
 )
+from hub.attachment.chains import count_virtual
 from hub.attachment.checking import check_mask, check_room, check_tokens
 from hub.attachment.cutting import cut_output
 from hub.attachment.effects import Switch
 from hub.attachment.frames import Frame, find_frame, pop_frame, push_frame
-from hub.attachment.placing import arrange, find_order
+from hub.attachment.mixing import count_each
+from hub.attachment.nodes import Chain, run_extend
+from hub.attachment.placing import arrange, find_order, take_tokens
 from hub.errors import AttachError
 from hub.sites.tracing import list_words
 
@@ -41,18 +45,41 @@ IGNORED = -100  # a label that counts for nothing
 _numbers = itertools.count()
 
 
+@dataclass(frozen=True)
+class Ahead:
+    """What one line of a composition puts in front of a row.
+
+    blank: placeholders whose vectors don't matter, since their keys and values are replaced.
+    prompts: the chain whose `extend` gives virtual tokens, (n, d_model).
+    moved: positions that attention alone is given, by which the tokens' positions move on.
+    """
+
+    blank: int = 0
+    prompts: Chain = ()
+    moved: int = 0
+
+    @property
+    def sizes(self) -> tuple[int, int, int]:
+        """How many of each kind."""
+        return self.blank, count_virtual(self.prompts), self.moved
+
+
 class Front:
     """What is put in front of the tokens of one module, the host.
 
+    Rows may have different things in front of them. There is room for the longest then, each kind
+    stands at the end of its room, and what is left before it is hidden by the mask.
+
     word: the token id of a placeholder.
-    blank: placeholders whose vectors don't matter, since their keys and values are replaced.
-    prompts: modules whose `extend` gives virtual tokens, (n, d_model), one after the other.
-    moved: positions that attention alone is given, by which the tokens' positions move on.
     offset: positions that the model puts before all of these by itself.
     axis: that of the positions in what the input embeddings give.
     cut: whether the outputs shall be those of the tokens given alone.
     fill: puts what attention alone is given into a cache for so many rows, where it can.
-    number: tells the caches that it filled from those of other fronts; a copy of a model keeps it.
+    number: tells the caches that it filled from those of other fronts, and of other tables; a copy
+        of a model keeps it.
+    ruled: whether someone asks at which positions of a row it acts.
+    shift: how rows with differently much in front of them are numbered, see `find_shift`; asked
+        when there are such.
     """
 
     def __init__(
@@ -61,26 +88,66 @@ class Front:
         host: nn.Module,
         word: int,
         *,
-        blank: int = 0,
-        prompts: Sequence[nn.Module] = (),
-        moved: int = 0,
         offset: int = 0,
         axis: int = 1,
         cut: bool = True,
+        shift: Callable[[], str] | None = None,
     ) -> None:
         self.switch = switch
-        self.number = next(_numbers)
         self.parameters = list_parameters(host)
         self.word = word
-        self.blank = blank
-        self.prompts = tuple(prompts)
-        self.moved = moved
         self.offset = offset
         self.axis = axis
         self.cut = cut
+        self.shift = shift
+        self.ruled = False
+        self._numbered: str | None = None
         self.fill: Callable[[Any, int], bool] | None = None
-        with torch.no_grad():
-            self.count = blank + sum(count_virtual(module) for module in self.prompts)
+        self.lay([Ahead()], None)
+
+    def lay(self, lines: Sequence[Ahead], rows: Sequence[int] | None) -> None:
+        """Say what is in front from now on: of every row the first line, or each row's own.
+
+        Raises AttachError where this base can't tell rows with differently much apart.
+        """
+        sizes = [line.sizes for line in lines]
+        blank, prompt, moved = (max(size) for size in zip(*sizes, strict=True))
+        uneven = len(set(sizes)) > 1
+        self.numbering = self._find_numbering() if uneven else "mask"
+        self.number = next(_numbers)
+        self.lines = tuple(lines)
+        self.rows = None if rows is None or len(lines) == 1 else tuple(rows)
+        self.blank, self.moved, self.count = blank, moved, blank + prompt
+        self.ahead = torch.tensor([sum(size) for size in sizes]) if uneven else None
+        self.real = self.real_moved = None
+        if uneven:
+            parts = [
+                mark_ends([size[kind] for size in sizes], most)
+                for kind, most in enumerate((blank, prompt, moved))
+            ]
+            self.real, self.real_moved = torch.cat(parts[:2], dim=1), parts[2]
+
+    @property
+    def acts(self) -> bool:
+        """Whether there is anything for it to do."""
+        return bool(self.count or self.moved or self.ruled)
+
+    def _find_numbering(self) -> str:
+        if self._numbered is None and self.shift is not None:
+            before, self.switch.on = self.switch.on, False
+            try:
+                self._numbered = self.shift()
+            finally:
+                self.switch.on = before
+        return self._numbered or "mask"
+
+    def find_owner(self, rows: int, device: torch.device) -> Tensor | None:
+        """Which line each of `rows` rows has, (rows,); None where there is one. Raises AttachError
+        where they are another number than those that were laid."""
+        if self.rows is None:
+            return None
+        each = count_each(rows, len(self.rows))
+        return torch.tensor(self.rows, device=device).repeat_interleave(each)
 
     @property
     def frame(self) -> Frame | None:
@@ -95,7 +162,8 @@ class Front:
         kwargs = {**dict(zip(self.parameters, args, strict=False)), **kwargs}
         kept = find_cache(kwargs)
         known = read_mark(kept)
-        if not self.switch.on or (known is not None and known.number != self.number):
+        changed = known is not None and known.number != self.number
+        if not self.switch.on or not self.acts or changed:
             if known is not None:
                 raise AttachError(
                     "this cache holds virtual tokens of adapters that do not act now; start from "
@@ -108,7 +176,7 @@ class Front:
             return None
         rows, length = given.shape[:2]
         if known is None:
-            if is_filled(kept):
+            if is_filled(kept) and (self.count or self.moved):
                 raise AttachError(
                     "this cache was filled without the adapters' virtual tokens, so they can't "
                     "come before it; start from an empty cache"
@@ -118,11 +186,22 @@ class Front:
             frame = Frame(self.count, rows, length, cached, behind, find_room(kept))
         else:
             frame = Frame(0, rows, length, known.cached, known.behind, known.room)
+        frame.owner = self.find_owner(rows, given.device)
         held = count_cached(kept)
+        if self.ahead is not None and kwargs.get("attention_mask") is None:
+            if "attention_mask" not in self.parameters:
+                raise AttachError(
+                    f"{type(module).__name__} takes no attention_mask, which rows with differently "
+                    "many virtual positions need; give them equally many"
+                )
+            whole = frame.find_start(held) + length
+            kwargs["attention_mask"] = given.new_ones(rows, whole, dtype=torch.long)
         check_room(frame.room, held, frame)
         check_mask(kwargs.get("attention_mask"), frame)
         check_tokens(kwargs, held, frame)
         frame.order = self._find_order(kwargs.get("attention_mask"), frame)
+        if self.ruled:
+            frame.places = self._measure(kwargs.get("attention_mask"), frame, held, given.device)
         self._move_positions(kwargs, frame, held)
         for name in kwargs if frame.inserted else ("attention_mask",):
             if isinstance(kwargs.get(name), Tensor):
@@ -130,7 +209,7 @@ class Front:
         if ids is None and frame.inserted:
             blank = given.new_zeros(rows, self.count, *given.shape[2:])
             vectors = arrange(torch.cat([blank, given], dim=1), frame.order)
-            kwargs["inputs_embeds"] = self.put_prompts(vectors, frame.order)
+            kwargs["inputs_embeds"] = self.put_prompts(vectors, frame)
             frame.placed = True
         push_frame(self, frame)
         return (), kwargs
@@ -142,14 +221,15 @@ class Front:
         frame = pop_frame(self)
         if frame is None or output is None:
             return None
-        if self.prompts and frame.inserted and not frame.placed:
+        if self.count > self.blank and frame.inserted and not frame.placed:
             raise AttachError(
                 f"{type(module).__name__} did not look its {frame.rows} x {frame.length} tokens up "
                 "in its input embeddings, so the virtual tokens found no place; this model can't "
                 "take them"
             )
         given = find_cache(kwargs)
-        for kept in (find_cache(output), given if count_cached(given) else None):
+        found = (find_cache(output), given if count_cached(given) else None)
+        for kept in found if self.count or self.moved else ():
             write_mark(kept, Mark(self.number, frame.cached, frame.behind, frame.room))
         return cut_output(output, frame) if self.cut else None
 
@@ -171,53 +251,76 @@ class Front:
             return None
         frame.placed = True
         body, padding = vectors[:, :total], vectors[:, total:]  # some models pad to a length
-        body = self.put_prompts(body, frame.order, self.offset)
+        body = self.put_prompts(body, frame, self.offset)
         vectors = torch.cat([body, padding], dim=1) if padding.shape[1] else body
         return vectors.transpose(0, 1) if self.axis == 0 else vectors
 
-    def put_prompts(self, vectors: Tensor, order: Tensor | None, offset: int = 0) -> Tensor:
+    def put_prompts(self, vectors: Tensor, frame: Frame, offset: int = 0) -> Tensor:
         """(rows, positions, d_model) with the virtual tokens in the place of their placeholders."""
-        if not self.prompts:
+        count = self.count - self.blank
+        if not count:
             return vectors
-        tokens = torch.cat([module.extend() for module in self.prompts])  # type: ignore[operator]
-        tokens = tokens.to(vectors.device, vectors.dtype)
+        order, like = frame.order, vectors.new_zeros(0, vectors.shape[-1])
+        tables = [
+            run_extend(line.prompts).to(like) if line.prompts else like for line in self.lines
+        ]
+        tokens = line_up(tables, count, frame.owner)  # (rows or 1, count, d_model)
         start, end = offset + self.blank, offset + self.count
         if order is None:
-            rows = tokens[None].expand(len(vectors), -1, -1)
-            return torch.cat([vectors[:, :start], rows, vectors[:, end:]], dim=1)
-        virtual = (order < len(tokens)).unsqueeze(-1)
-        found = tokens[order.clamp(max=len(tokens) - 1)]
+            tokens = tokens.expand(len(vectors), -1, -1)
+            return torch.cat([vectors[:, :start], tokens, vectors[:, end:]], dim=1)
+        virtual = (order < count).unsqueeze(-1)
+        tokens = tokens.expand(len(order), -1, -1)
+        found = arrange(tokens, order.clamp(max=count - 1))
         body = torch.where(virtual, found, vectors[:, offset:])
         return torch.cat([vectors[:, :offset], body], dim=1)
 
-    def spread_mask(self, mask: Tensor) -> Tensor:
-        """A mask with ones for the positions in front, (rows, count + seq)."""
+    def spread_mask(self, mask: Tensor, owner: Tensor | None = None) -> Tensor:
+        """A mask with ones for the positions in front, (rows, count + seq); zeros for the room that
+        a row leaves empty."""
         front = mask.new_ones(len(mask), self.count)
+        if self.real is not None and owner is not None:
+            front = self.real.to(mask.device)[owner].to(mask.dtype)
         order = find_order(mask, self.count) if not self.blank else None
-        return arrange(torch.cat([front, mask], dim=1), order)
+        spread: Tensor = arrange(torch.cat([front, mask], dim=1), order)
+        return spread
+
+    def _measure(self, mask: Any, frame: Frame, held: int, device: torch.device) -> Tensor:
+        """Which of its row's own positions each one is; see `Frame.places`."""
+        if isinstance(mask, Tensor) and mask.dim() == 2:
+            if frame.inserted and mask.shape[1] == frame.inserted + frame.length:
+                mask = take_tokens(mask, frame.order, frame.inserted)  # spread on the way here
+            own = (mask.cumsum(1) - 1)[:, -frame.length :].to(device)
+        else:
+            start = frame.find_start(held)
+            own = torch.arange(start, start + frame.length, device=device).expand(frame.rows, -1)
+        if not frame.inserted:
+            return own
+        front = torch.full((frame.rows, frame.inserted), -1, device=device)
+        places: Tensor = arrange(torch.cat([front, own], dim=1), frame.order)
+        return places
 
     def _find_order(self, mask: Any, frame: Frame) -> Tensor | None:
         # Blanks stay in front: a layer that checkpointing runs again knows of no padding.
         if self.blank or not frame.inserted or not isinstance(mask, Tensor) or mask.dim() != 2:
             return None
-        if mask.shape[1] == frame.inserted + frame.length:
-            mask = mask[:, : frame.length]  # spread on the way here
+        if mask.shape[1] == frame.inserted + frame.length:  # spread on the way here
+            empty = (mask.cumsum(1) == 0).sum(1, keepdim=True)
+            if self.real is not None and frame.owner is not None:
+                empty = empty - (~self.real).sum(1).to(empty)[frame.owner].unsqueeze(1)
+            mask = torch.arange(frame.length, device=mask.device) >= empty
         return find_order(mask, self.count)
 
     def _move_positions(self, kwargs: dict[str, Any], frame: Frame, held: int) -> None:
         """Let the tokens' positions begin after those in front of them."""
-        by = self.count + self.moved
         positions = kwargs.get("position_ids")
-        if positions is not None and not frame.inserted:
-            kwargs["position_ids"] = positions + by
-        elif positions is not None:
-            front = torch.arange(frame.inserted, device=positions.device) + self.moved
-            front = front.expand(*positions.shape[:-1], -1)
-            moved = torch.cat([front.to(positions.dtype), positions + by], dim=-1)
-            if frame.order is not None:
-                moved = moved.expand(*moved.shape[:-2], frame.rows, -1)
-                moved = moved.gather(-1, frame.order.expand_as(moved))
-            kwargs["position_ids"] = moved
+        if self.ahead is not None and positions is None and "position_ids" in self.parameters:
+            mask = kwargs["attention_mask"]
+            if self.numbering == "positions":  # the model counts what is padded too
+                mask = torch.ones_like(mask)
+            positions = (mask.cumsum(1) - 1).clamp(min=0)[:, -frame.length :]
+        if positions is not None:
+            kwargs["position_ids"] = self._number(positions, frame)
         elif self.moved and not frame.behind and "position_ids" in self.parameters:
             # What the model does not see in its cache, it can't count.
             device = next(v.device for v in kwargs.values() if isinstance(v, Tensor))
@@ -236,6 +339,27 @@ class Front:
             kwargs["logits_to_keep"] = min(kept_logits, frame.length)
         elif self._spares_logits(kwargs, frame):
             kwargs["logits_to_keep"] = frame.length
+
+    def _number(self, positions: Tensor, frame: Frame) -> Tensor:
+        """The positions of all, from those of the tokens, (..., rows, length)."""
+        by: Any = self.count + self.moved
+        if self.ahead is not None and frame.owner is not None:
+            by = self.ahead.to(positions)[frame.owner].unsqueeze(-1)
+        if not frame.inserted:
+            return torch.add(positions, by)
+        front = torch.arange(frame.inserted, device=positions.device) + self.moved
+        if self.real is not None and self.real_moved is not None and frame.owner is not None:
+            real = self.real.to(positions)[frame.owner]
+            moved = self.real_moved.sum(1).to(positions)[frame.owner].unsqueeze(-1)
+            front = (real.cumsum(1) - 1).clamp(min=0) + moved
+            positions = positions.expand(*positions.shape[:-2], frame.rows, -1)
+        front = front.expand(*positions.shape[:-1], -1)
+        moved = torch.cat([front.to(positions.dtype), positions + by], dim=-1)
+        if frame.order is not None:
+            moved = moved.expand(*moved.shape[:-2], frame.rows, -1)
+            moved = moved.gather(-1, frame.order.expand_as(moved))
+        numbered: Tensor = moved
+        return numbered
 
     def _spares_logits(self, kwargs: dict[str, Any], frame: Frame) -> bool:
         """Whether the head need not run on what is taken off again: it can be told so, the tokens
@@ -275,9 +399,14 @@ class Front:
             return mask  # of whatever shape: nothing is in front but at the attention
         if frame.inserted and mask.shape[1] == frame.length + frame.inserted:
             return mask  # spread on the way here
-        mask = self.spread_mask(mask) if self.count else mask
+        mask = self.spread_mask(mask, frame.owner) if self.count else mask
         behind = frame.cached - self.count
-        return torch.cat([mask.new_ones(len(mask), behind), mask], dim=1) if behind else mask
+        if not behind:
+            return mask
+        front = mask.new_ones(len(mask), behind)
+        if self.real_moved is not None and frame.owner is not None:
+            front = self.real_moved.to(mask.device)[frame.owner].to(mask.dtype)
+        return torch.cat([front, mask], dim=1)
 
 
 def list_parameters(module: nn.Module) -> tuple[str, ...]:
@@ -294,7 +423,18 @@ def choose_word(model: nn.Module) -> int:
     return words[len(words) // 2]
 
 
-def count_virtual(module: nn.Module) -> int:
-    """How many virtual positions a module puts in front."""
-    extended: Tensor = module.extend()  # type: ignore[operator]
-    return int(extended.shape[0])
+def mark_ends(counts: Sequence[int], most: int) -> Tensor:
+    """For each count that many ones at the end of `most` places, (counts, most), bool."""
+    place = torch.arange(most)
+    return place >= most - torch.tensor(list(counts)).unsqueeze(-1)
+
+
+def line_up(tables: Sequence[Tensor], count: int, owner: Tensor | None) -> Tensor:
+    """Tables of (n, width) at the end of `count` places, one for each row: (rows, count, width).
+
+    owner: which table each row has; None for the one that there is, (1, count, width).
+    """
+    if len(tables) == 1:
+        return tables[0].unsqueeze(0)
+    padded = [nn.functional.pad(table, (0, 0, count - len(table), 0)) for table in tables]
+    return torch.stack(padded)[owner]

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import nn
 
-from hub.attachment.effects import changes_input
+from hub.adapter import Adapter
 from hub.attachment.fitting import Fit, find_place
+from hub.attachment.nodes import changes_input
+from hub.attachment.routing import list_adapters, show
 from hub.attachment.substitutes import Substitute
+from hub.composition import Average, Operator, Part, Stack
 from hub.discovery import installed_methods
 from hub.errors import AttachError
 from hub.quantization import dequantize_weight, is_quantized
@@ -18,24 +22,25 @@ from hub.sites import Site, find_sites
 # A parameter and "data", or a quantized layer and "forward", and what that shall be; ... for the
 # forward of its class.
 Swap = list[tuple[Any, str, Any]]
+# What parameters shall hold, in float32.
+Merged = dict[nn.Parameter, torch.Tensor]
 
 
-def merge_fits(model: nn.Module, fits: list[Fit]) -> Swap:
-    """The weights with every adapter folded in, in order: each parameter and what it shall hold.
+def merge_line(model: nn.Module, line: Part, fits: Mapping[Adapter, Fit]) -> Swap:
+    """The weights with every adapter of a composition folded in: each parameter and what it shall
+    hold.
 
     A quantized weight stays, and its layer gets a substitute. Nothing is changed yet. Raises
     AttachError where an effect is no change of weights, or a weight has a second use that must not
     change.
     """
     users = count_users(model)
-    merged: dict[nn.Parameter, torch.Tensor] = {}
+    merged: Merged = {}
     # What changes a site's input acts inside all that changes its output, as while attached.
     for inner in (False, True):
-        for fit in fits:
-            for site, module in fit.sites.items():
-                if changes_input(module) == inner:
-                    merge_site(model, fit, site, merged, users)
-    for fit in fits:
+        merged = fold(model, line, fits, merged, users, inner=inner)
+    for adapter in list_adapters([line]):
+        fit = fits[adapter]
         who = f"adapter {fit.adapter.label}"
         for path, head in fit.heads.items():
             own = dict(model.get_submodule(path).named_parameters())
@@ -59,11 +64,49 @@ def merge_fits(model: nn.Module, fits: list[Fit]) -> Swap:
     return swap
 
 
+def fold(
+    model: nn.Module,
+    line: Part,
+    fits: Mapping[Adapter, Fit],
+    merged: Merged,
+    users: dict[int, int],
+    *,
+    inner: bool,
+) -> Merged:
+    """What the parameters hold with a composition in them, over what `merged` says; `inner` for
+    what changes the input of its sites, else for all other. Raises AttachError."""
+    if isinstance(line, Adapter):
+        merged = dict(merged)
+        for site, module in fits[line].sites.items():
+            if changes_input(module) == inner:
+                merge_site(model, fits[line], site, merged, users)
+        return merged
+    if not isinstance(line, Operator):
+        return merged
+    if isinstance(line, Stack):
+        for part in line.parts:
+            merged = fold(model, part, fits, merged, users, inner=inner)
+        return merged
+    if not isinstance(line, Average):
+        raise AttachError(
+            f"{show(line)} is no change of weights, so can't merge; serve it attached"
+        )
+    parts = [fold(model, part, fits, merged, users, inner=inner) for part in line.parts]
+    whole = dict(merged)
+    for weight in dict.fromkeys(key for part in parts for key in part):
+        values = [read_part(part, weight, None) for part in parts]
+        whole[weight] = sum(
+            (value * share for value, share in zip(values, line.shares, strict=True)),
+            start=torch.zeros_like(values[0]),
+        )
+    return whole
+
+
 def merge_site(
     model: nn.Module,
     fit: Fit,
     site: Site,
-    merged: dict[nn.Parameter, torch.Tensor],
+    merged: Merged,
     users: dict[int, int],
 ) -> None:
     """Fold one module into the weight and bias of its site, in `merged`. Raises AttachError."""
@@ -117,16 +160,14 @@ def find_alike(model: nn.Module, fit: Fit, site: Site, current: torch.Tensor) ->
     return group if all(torch.equal(changes[0], change) for change in changes) else []
 
 
-def read_part(
-    merged: dict[nn.Parameter, torch.Tensor], parameter: nn.Parameter, expert: int | None
-) -> torch.Tensor:
+def read_part(merged: Merged, parameter: nn.Parameter, expert: int | None) -> torch.Tensor:
     """What a parameter shall hold, or one expert's part of it, in float32."""
     whole = merged.get(parameter, parameter.data)
     return (whole if expert is None else whole[expert]).float()
 
 
 def write_part(
-    merged: dict[nn.Parameter, torch.Tensor],
+    merged: Merged,
     parameter: nn.Parameter,
     expert: int | None,
     value: torch.Tensor,
@@ -135,9 +176,9 @@ def write_part(
     if expert is None:
         merged[parameter] = value
         return
-    if parameter not in merged:
-        merged[parameter] = parameter.data.to(torch.float32, copy=True)
-    merged[parameter][expert] = value
+    whole = merged.get(parameter, parameter.data).to(torch.float32, copy=True)
+    whole[expert] = value
+    merged[parameter] = whole
 
 
 def swap_weights(swap: Swap) -> Swap:

@@ -8,7 +8,6 @@ gives the prefix for them.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -17,7 +16,8 @@ from torch import Tensor, nn
 from hub.attachment.caches import count_cached
 from hub.attachment.effects import Switch
 from hub.attachment.fitting import find_place
-from hub.attachment.fronts import Front
+from hub.attachment.fronts import Front, line_up
+from hub.attachment.nodes import Chain, run_after, run_extend
 from hub.errors import AttachError
 from hub.interfaces import Function, FunctionHook
 from hub.sites import Site
@@ -26,30 +26,24 @@ from hub.sites import Site
 class AttentionEffect(FunctionHook):
     """What adapters do at one attention that can be reached directly.
 
-    prefixes: modules whose `extend` gives keys and values, (n, keys + values).
-    outputs: modules whose `forward` changes what comes out, given the query.
+    prefixes: of each line of the front a chain whose `extend` gives keys and values, (n, keys +
+        values).
+    outputs: the chain that changes what comes out, given the query.
     """
 
-    def __init__(
-        self,
-        switch: Switch,
-        front: Front | None,
-        site: Site,
-        prefixes: Sequence[nn.Module],
-        outputs: Sequence[nn.Module],
-    ) -> None:
+    def __init__(self, switch: Switch, front: Front, site: Site) -> None:
         self.switch = switch
         self.front = front
         self.heads = site.heads
         self.widths = (site.in_features, site.out_features)
-        self.prefixes = tuple(prefixes)
-        self.outputs = tuple(outputs)
+        self.prefixes: tuple[Chain, ...] = ()
+        self.outputs: Chain = ()
 
     def run(
         self, function: Function, name: str, module: nn.Module, *given: Any, **more: Any
     ) -> Any:
         """Attend with the prefix in front. Raises AttachError where the function can't."""
-        frame = self.front.frame if self.front is not None else None
+        frame = self.front.frame
         given_already = not self.prefixes or (frame is not None and frame.behind)
         if not self.switch.on or (given_already and not self.outputs):
             return function(module, *given, **more)
@@ -59,43 +53,53 @@ class AttentionEffect(FunctionHook):
         count = 0
         if not given_already:
             length = key.shape[2]
-            front_key, front_value = self.make(key)
+            front_key, front_value, real = self.make(key)
             count = front_key.shape[2]
             key = torch.cat([front_key, key], dim=2)
             value = torch.cat([front_value, value], dim=2)
             causal = more.get("is_causal")
             causal = getattr(module, "is_causal", True) if causal is None else causal
-            mask = widen_mask(mask, name, query, count, length, bool(causal))
+            mask = widen_mask(mask, name, query, count, length, bool(causal), real)
         output, weights = function(module, query, key, value, mask, *rest, **more)
         if count and weights is not None:
             weights = weights[..., count:]
-        for effect in self.outputs:
-            output = effect.forward(query, output)
-        return output, weights
+        return run_after(self.outputs, query, output), weights
 
-    def make(self, like: Tensor) -> tuple[Tensor, Tensor]:
-        """Keys and values of the prefix for as many rows as `like`: (rows, heads, n, head_dim)."""
-        extended = torch.cat([module.extend() for module in self.prefixes])  # type: ignore[operator]
-        extended = extended.to(like.device, like.dtype)
-        parts = torch.split(extended, list(self.widths), dim=1)
-        key, value = (part.view(len(part), self.heads, -1).transpose(0, 1) for part in parts)
-        rows = len(like)
-        return key[None].expand(rows, -1, -1, -1), value[None].expand(rows, -1, -1, -1)
+    def make(self, like: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Keys and values of the prefix for as many rows as `like`: (rows, heads, n, head_dim), and
+        which of them are none, (rows, n); None where all are."""
+        rows, count = len(like), self.front.moved
+        owner = self.front.find_owner(rows, like.device)
+        empty = like.new_zeros(0, sum(self.widths))
+        tables = [run_extend(chain).to(empty) if chain else empty for chain in self.prefixes]
+        extended = line_up(tables, count, owner).expand(rows, -1, -1)
+        parts = torch.split(extended, list(self.widths), dim=2)
+        key, value = (part.view(rows, count, self.heads, -1).transpose(1, 2) for part in parts)
+        real = self.front.real_moved
+        return key, value, None if real is None else real.to(like.device)[owner]
 
 
 def widen_mask(
-    mask: Any, name: str, query: Tensor, count: int, length: int, causal: bool
+    mask: Any,
+    name: str,
+    query: Tensor,
+    count: int,
+    length: int,
+    causal: bool,
+    real: Tensor | None = None,
 ) -> Tensor | None:
-    """The mask with `count` keys in front of `length` that everyone may look at.
+    """The mask with `count` keys in front of `length` that everyone may look at; those that `real`,
+    (rows, count), says.
 
     Raises AttachError on a mask of another kind.
     """
     asked = query.shape[2]
     if mask is None:
-        if not causal or asked == 1 or "flash" in name:
+        if real is None and (not causal or asked == 1 or "flash" in name):
             return None  # flash attention lines the last query up with the last key by itself
         # As in torch, from the first key on: behind the tokens a static cache has empty places.
-        mask = torch.ones(asked, length, dtype=torch.bool, device=query.device).tril()[None, None]
+        mask = torch.ones(asked, length, dtype=torch.bool, device=query.device)
+        mask = (mask.tril() if causal and asked > 1 else mask)[None, None]
     if not isinstance(mask, Tensor):
         raise AttachError(
             f"a prefix can't be put in front under {name}; load the model with "
@@ -103,7 +107,22 @@ def widen_mask(
         )
     mask = mask[..., :length]
     full = torch.ones if mask.dtype == torch.bool or mask.dim() == 2 else torch.zeros
-    front = full(*mask.shape[:-1], count, dtype=mask.dtype, device=mask.device)
+    if real is None:
+        front = full(*mask.shape[:-1], count, dtype=mask.dtype, device=mask.device)
+        return torch.cat([front, mask], dim=-1)
+    if "flash" in name:
+        raise AttachError(
+            f"rows with prefixes of different lengths can't attend under {name}; load the model "
+            "with attn_implementation='sdpa'"
+        )
+    rows = len(real)
+    mask = mask.expand(rows, *mask.shape[1:])
+    seen = real if mask.dim() == 2 else real[:, None, None, :].expand(*mask.shape[:-1], -1)
+    if mask.dtype == torch.bool or mask.dim() == 2:
+        front = seen.to(mask.dtype)
+    else:
+        hidden = torch.finfo(mask.dtype).min
+        front = mask.new_zeros(seen.shape).masked_fill(~seen, hidden)
     return torch.cat([front, mask], dim=-1)
 
 
@@ -129,7 +148,7 @@ class CacheFiller:
         for index, (path, effect) in sorted(self.effects.items()):
             # A prefix that learns is in float32 whatever the precision of the tokens' keys.
             device, dtype = find_place(self.model, path)
-            key, value = effect.make(torch.empty(rows, 0, device=device, dtype=dtype))
+            key, value, _ = effect.make(torch.empty(rows, 0, device=device, dtype=dtype))
             cache.update(key, value, index)
         return True
 
@@ -137,26 +156,20 @@ class CacheFiller:
 class FeedEffect:
     """A forward hook on a projection that feeds keys or values: the prefix for the blank tokens.
 
-    prefixes: modules whose `extend` gives (n, width of all feeds); part: this feed's columns.
-    axis: that of the positions.
+    prefixes: of each line of the front a chain whose `extend` gives (n, width of all feeds).
+    part: this feed's columns; axis: that of the positions.
     """
 
-    def __init__(
-        self,
-        switch: Switch,
-        front: Front,
-        prefixes: Sequence[nn.Module],
-        part: tuple[int, int],
-        axis: int,
-    ) -> None:
+    def __init__(self, switch: Switch, front: Front, part: tuple[int, int], axis: int) -> None:
         self.switch = switch
         self.front = front
-        self.prefixes = tuple(prefixes)
+        self.prefixes: tuple[Chain, ...] = ()
         self.part = part
         self.axis = axis
 
     def __call__(self, module: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor | None:
-        if not self.switch.on:
+        count = self.front.blank
+        if not self.switch.on or not count:
             return None
         frame = self.front.frame
         if frame is None and not torch.is_grad_enabled():
@@ -164,20 +177,25 @@ class FeedEffect:
         if frame is not None and not frame.inserted:
             return None
         start, end = self.part
-        extended = torch.cat([module.extend() for module in self.prefixes])  # type: ignore[operator]
-        extended = extended[:, start:end].to(output.device, output.dtype)
+        owner = self.front.find_owner(output.shape[1 - self.axis], output.device)
+        empty = output.new_zeros(0, end - start)
+        tables = [
+            run_extend(chain)[:, start:end].to(empty) if chain else empty for chain in self.prefixes
+        ]
+        extended = line_up(tables, count, owner)
         before = self.front.offset
-        after = before + len(extended)
+        after = before + count
         if output.shape[self.axis] < after:
             raise AttachError(
                 f"{type(module).__name__} gave {output.shape[self.axis]} positions, fewer than the "
-                f"prefix's {len(extended)}; this model shortens what it is given"
+                f"prefix's {count}; this model shortens what it is given"
             )
         head, tail = (
             output.narrow(self.axis, 0, before),
             output.narrow(self.axis, after, output.shape[self.axis] - after),
         )
+        middle = extended if self.axis else extended.transpose(0, 1)
         shape = list(output.shape)
-        shape[self.axis] = len(extended)
-        middle = extended.unsqueeze(1 - self.axis).expand(shape)
+        shape[self.axis] = count
+        middle = middle.expand(shape)
         return torch.cat([head, middle, tail] if before else [middle, tail], dim=self.axis)

@@ -48,6 +48,11 @@ class Site:
     position or a norm. An encoder-decoder model has such sites in the decoder, for its look at
     itself, and their role is decoder; elsewhere it is attention.
 
+    `row_axis` and `position_axis` are the axes of rows and positions in what comes out, the same
+    one where the positions of the first row are followed by those of the second; None where there
+    is no such axis: a pooler has no positions, and an expert that is a module of its own gets the
+    tokens that chose it, of whatever row.
+
     Roles of a projection: query, key, value, qkv (several of them), output (of an attention); in,
     gate, out (of a feed-forward or a mixer; a gate goes through the activation); head (after the
     last layer); embedding; other. Roles of a branch: attention, cross-attention, feedforward, mixer
@@ -77,6 +82,8 @@ class Site:
     stream: str | None = None
     norm: str | None = None
     tied: str | None = None
+    row_axis: int | None = None
+    position_axis: int | None = None
 
     @property
     def owner(self) -> str:

@@ -72,7 +72,7 @@ def trace_forward(model: nn.Module, example: Mapping[str, Any] | None = None) ->
     Raises AttachError where the forward fails.
     """
     failure: Exception | None = None
-    for inputs in [example] if example is not None else _make_inputs(model):
+    for inputs in [example] if example is not None else make_inputs(model):
         try:
             return _watch_forward(model, inputs)
         except Exception as error:
@@ -101,7 +101,7 @@ def _watch_forward(model: nn.Module, inputs: Mapping[str, Any]) -> Trace:
     calls: list[Call] = []
     attention: list[AttentionCall] = []
     modules = list_modules(model)
-    with _keep_state(model), torch.compiler.set_stance("force_eager"), torch.no_grad():
+    with keep_state(model), torch.compiler.set_stance("force_eager"), torch.no_grad():
         with ExitStack() as stack:
             for path, module in modules.items():
                 hook = _make_hook(path, flow, calls)
@@ -151,7 +151,7 @@ def _list_outputs(output: Any) -> Iterator[tuple[int | None, Tensor]]:
 
 
 @contextmanager
-def _keep_state(model: nn.Module) -> Iterator[None]:
+def keep_state(model: nn.Module) -> Iterator[None]:
     """Evaluation mode inside; afterwards every module, buffer and random state is what it was."""
     modules = list(model.modules())
     tables = [vars(module) for module in modules]
@@ -212,7 +212,7 @@ def _set_numpy_state(state: Any) -> None:
         sys.modules["numpy"].random.set_state(state)
 
 
-def _make_inputs(model: nn.Module) -> Iterator[dict[str, Any]]:
+def make_inputs(model: nn.Module) -> Iterator[dict[str, Any]]:
     """Inputs to try, the plainest first."""
     parameters = inspect.signature(model.forward).parameters
     weight = next(iter(model.parameters()), torch.empty(0))

@@ -36,6 +36,12 @@ class Plus(nn.Module):
         return y + x
 
 
+def make(effect: Any, *chain: nn.Module) -> Any:
+    """The hook with a chain to run."""
+    effect.chain = chain or (Plus(),)
+    return effect
+
+
 @pytest.mark.parametrize(
     "output",
     [
@@ -48,7 +54,7 @@ class Plus(nn.Module):
     ids=lambda output: type(output).__name__,
 )
 def test_one_element_changes_and_the_kind_of_output_stays(output: Any) -> None:
-    changed = Effect([Plus()], Switch(), 1)(nn.Identity(), (ONE,), output)
+    changed = make(Effect(Switch(), 1))(nn.Identity(), (ONE,), output)
     assert type(changed) is type(output)
     items = list(changed.values()) if isinstance(changed, dict) else list(changed)
     assert [item.item() for item in items] == [1.0, 3.0]
@@ -57,7 +63,7 @@ def test_one_element_changes_and_the_kind_of_output_stays(output: Any) -> None:
 
 
 def test_an_input_by_keyword_is_found() -> None:
-    effect = KeywordEffect([Plus(), Plus()], Switch(), name="states")
+    effect = make(KeywordEffect(Switch(), name="states"), Plus(), Plus())
     assert effect(nn.Identity(), (), {"states": ONE}, TWO).item() == 4.0
     assert effect(nn.Identity(), (ONE,), {}, TWO).item() == 4.0
 
@@ -65,8 +71,8 @@ def test_an_input_by_keyword_is_found() -> None:
 def test_a_switched_off_effect_leaves_the_output() -> None:
     switch = Switch()
     switch.on = False
-    assert Effect([Plus()], switch)(nn.Identity(), (ONE,), TWO) is None
-    assert KeywordEffect([Plus()], switch, name="x")(nn.Identity(), (), {"x": ONE}, TWO) is None
+    assert make(Effect(switch))(nn.Identity(), (ONE,), TWO) is None
+    assert make(KeywordEffect(switch, name="x"))(nn.Identity(), (), {"x": ONE}, TWO) is None
 
 
 class Double(nn.Module):
@@ -107,29 +113,32 @@ def test_what_changes_the_input_comes_before_what_changes_the_output(name: str |
     model = nn.ModuleDict({"echo": Echo()})
     target = model["echo"]
     site = Site("projection", "echo", "other", None, 1, 1, input_name=name)
-    handles = list(hang_effects(model, site, [Plus(), Double(), Double()], Switch()))
+    hung = hang_effects(model, site, Switch(), True, True, False)
+    hung.lay((Double(), Double()), (Plus(),))
     call = {} if name is None else {name: ONE}
     given = (ONE,) if name is None else ()
     # Plus sees what the module saw: 3 * 4 + 4, and the other argument is left alone.
     assert target(*given, **call).item() == 16.0
     assert target(*given, flag=1, **call).item() == 17.0
-    for handle in handles:
-        handle.remove()
+    hung.remove()
     assert target(ONE).item() == 3.0
 
 
 def test_a_module_that_only_changes_the_input_hangs_no_second_hook() -> None:
     model = nn.ModuleDict({"echo": Echo()})
     site = Site("projection", "echo", "other", None, 1, 1)
-    assert len(list(hang_effects(model, site, [Double()], Switch()))) == 1
+    hung = hang_effects(model, site, Switch(), True, False, False)
+    hung.lay((Double(),), ())
+    assert len(hung.handles) == 1
     assert model["echo"](ONE, 1).item() == 7.0
 
 
 def make_streamed() -> tuple[Layer, Switch, int]:
     layer, switch = Layer(), Switch()
     site = Site("branch", "branch", "feedforward", 0, 1, 1, input_name="x", stream="norm")
-    handles = list(hang_effects(layer, site, [Plus(), PlusStream()], switch))
-    return layer, switch, len(handles)
+    hung = hang_effects(layer, site, switch, False, True, True)
+    hung.lay((), (Plus(), PlusStream()))
+    return layer, switch, len(hung.handles)
 
 
 def test_a_module_at_a_branch_can_get_the_stream() -> None:
@@ -175,18 +184,20 @@ def test_the_stream_is_let_go_after_the_branch() -> None:
 def test_a_switched_off_effect_leaves_the_input() -> None:
     switch = Switch()
     switch.on = False
-    assert InputEffect([Double()], switch)(nn.Identity(), (ONE,)) is None
-    assert KeywordInputEffect([Double()], switch, name="x")(nn.Identity(), (), {"x": ONE}) is None
+    assert make(InputEffect(switch), Double())(nn.Identity(), (ONE,)) is None
+    assert (
+        make(KeywordInputEffect(switch, name="x"), Double())(nn.Identity(), (), {"x": ONE}) is None
+    )
 
 
 def test_an_input_by_keyword_is_found_beside_what_is_no_tensor() -> None:
-    effect = KeywordEffect([Plus()], Switch(), name="x")
+    effect = make(KeywordEffect(Switch(), name="x"))
     assert effect(nn.Identity(), (torch.Size([1]),), {"x": ONE}, TWO).item() == 3.0
-    early = KeywordInputEffect([Double()], Switch(), name="x")
+    early = make(KeywordInputEffect(Switch(), name="x"), Double())
     shape = torch.Size([1])
     assert early(nn.Identity(), (shape,), {"x": ONE}) == ((shape,), {"x": TWO})
 
 
 def test_an_input_by_keyword_can_come_by_position() -> None:
-    effect = KeywordInputEffect([Double()], Switch(), name="x")
+    effect = make(KeywordInputEffect(Switch(), name="x"), Double())
     assert effect(nn.Identity(), (ONE, 5), {}) == ((TWO, 5), {})

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import pickle
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
@@ -15,7 +16,9 @@ import hub
 from hub.attachment.attaching import Attachment
 from hub.attachment.effects import Switch
 from hub.attachment.experts import ExpertsEffect, hang_experts
-from hub.sites import find_sites
+from hub.attachment.frames import Ruler
+from hub.attachment.places import Place
+from hub.sites import Site, find_sites
 from hub.sites.experts import is_experts
 from tests.snapshots import run, shake_adapter, take_snapshot
 from tests.tiny import make_inputs
@@ -71,6 +74,14 @@ class Nothing(nn.Module):
         return y
 
 
+def make_places(model: nn.Module, sites: Sequence[Site]) -> list[Place]:
+    """A place at each site where nothing is made of what comes by."""
+    places = [Place(model, site, Switch(), Ruler(None)) for site in sites]
+    for place in places:
+        place.outer = (Nothing(),)
+    return places
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_an_effect_that_does_nothing_leaves_the_eager_outputs(kind: str) -> None:
     model = build(kind)
@@ -84,12 +95,15 @@ def test_an_effect_that_does_nothing_leaves_the_eager_outputs(kind: str) -> None
         weight = getattr(model.get_submodule(site.owner), site.path.split(".")[-2])[site.expert]
         shape = tuple(weight.T.shape if site.transposed else weight.shape)
         assert shape == (site.out_features, site.in_features)
-    effects = [(site, [Nothing()]) for site in sites]
-    handles = list(hang_experts(model, effects, Switch()))
+    places = make_places(model, sites)
+    handles = list(hang_experts(model, places, Switch()))
     inputs = make_inputs(model)
     torch.testing.assert_close(run(model, **inputs), expected, rtol=1e-5, atol=1e-5)
     # Every token goes to k experts, in and out, in every layer of experts.
-    k = sum(module.rows for _, (module,) in effects) / inputs["input_ids"].numel()
+    k = (
+        sum(module.rows for (module,) in (place.outer for place in places))
+        / inputs["input_ids"].numel()
+    )
     assert k == 2 * 2 * len(handles)
     for handle in handles:
         handle.remove()
@@ -180,7 +194,7 @@ def test_experts_of_another_device_give_nothing() -> None:
     sites = [site for site in find_sites(model) if site.owner == "model.layers.0.mlp.experts"]
     model.set_experts_implementation("eager")
     expected = experts(x, near, shares)
-    list(hang_experts(model, [(site, [Nothing()]) for site in sites], Switch()))
+    list(hang_experts(model, make_places(model, sites), Switch()))
     torch.testing.assert_close(experts(x, near, shares), expected)
 
 

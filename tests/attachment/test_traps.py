@@ -324,14 +324,20 @@ def test_what_is_no_model_is_named(model: Any) -> None:
         hub.Adapter.create("lora", model)
 
 
-def test_one_adapter_learns_in_one_place() -> None:
+def test_an_adapter_that_is_there_twice_learns_from_both_places() -> None:
     model = build_tiny("llama")
-    adapter = make_adapter("lora", model)
-    with pytest.raises(AttachError, match="in the stack twice and can't learn in two places"):
-        hub.attach(model, hub.Stack(adapter, adapter))
-    hub.attach(model, hub.Stack(adapter, adapter), trainable=False).detach()
-    with hub.attach(model, adapter, trainable=adapter) as attachment:
-        assert list(attachment.parameters())
+    once = make_adapter("lora", model, r=2, alpha=8)
+    twice = hub.Adapter.create("lora", model, r=2, alpha=4)
+    for name, tensor in twice.tensors.items():
+        tensor.data.copy_(once.tensors[name])
+    inputs = make_inputs(model)
+    gradients = []
+    for composition in (once, hub.Stack(twice, twice)):
+        with hub.attach(model, composition, trainable=True) as attachment:
+            model(**inputs, labels=inputs["input_ids"]).loss.backward()
+            gradients.append([p.grad for p in attachment.parameters()])
+    for one, two in zip(*gradients, strict=True):
+        torch.testing.assert_close(one, two, rtol=1e-4, atol=1e-6)
 
 
 def test_a_model_trained_in_memory_is_another_base_whatever_its_name_says() -> None:

@@ -1,0 +1,167 @@
+"""Chains: from a composition to what acts at one site, and to what acts there for a whole batch."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from hub.adapter import Adapter
+from hub.attachment.frames import Ruler
+from hub.attachment.mixing import JoinedNode, RowsNode
+from hub.attachment.nodes import AverageNode, Chain, FuseNode, SplitNode, extends, run_extend
+from hub.attachment.routing import Table, list_adapters, show
+from hub.composition import Average, Fuse, Operator, Part, Split
+from hub.discovery import installed_methods
+from hub.errors import AttachError
+from hub.sites import Site
+
+
+@dataclass(frozen=True)
+class Here:
+    """One site, what its chains are made of, and what they need.
+
+    modules: of each adapter that acts here, its module.
+    """
+
+    site: Site
+    modules: Mapping[Adapter, nn.Module]
+    ruler: Ruler
+
+
+def build_chain(tree: Part, here: Here) -> Chain:
+    """What a composition without rows of its own does at a site; empty for nothing.
+
+    Raises AttachError where it has no meaning there.
+    """
+    if not isinstance(tree, Operator):
+        module = here.modules.get(tree) if isinstance(tree, Adapter) else None
+        return () if module is None else (module,)
+    chains = [build_chain(part, here) for part in tree.parts]
+    if isinstance(tree, Fuse):
+        return build_fuse(tree, chains, here)
+    if not any(chains):
+        return ()
+    if isinstance(tree, Average):
+        check_lengths(tree, chains, here.site)
+        return (AverageNode(chains, tree.shares),)
+    if isinstance(tree, Split):
+        check_split(tree, chains, here.site)
+        return (SplitNode(chains, tree.at, here.site, here.ruler),)
+    return tuple(module for chain in chains for module in chain)
+
+
+def build_fuse(tree: Fuse, chains: Sequence[Chain], here: Here) -> Chain:
+    """AdapterFusion at a site. Raises AttachError where its attention is for other parts."""
+    if not isinstance(tree.by, Adapter):
+        raise AttachError(f"{tree.by} was not loaded")
+    attention = here.modules.get(tree.by)
+    if not any(chains):
+        return () if attention is None else refuse_fuse(tree, here.site, "none of the parts acts")
+    if any(extends(module) for chain in chains for module in chain):
+        refuse_fuse(tree, here.site, "virtual tokens are no output that attention could choose")
+    if attention is None:
+        refuse_fuse(tree, here.site, f"{tree.by.label} was made for parts that do not act")
+    if not hasattr(attention, "fuse"):
+        raise AttachError(
+            f"{tree.by.label} is {tree.by.method} and leads no fuse; make one with "
+            "hub.Adapter.create('fusion', model, parts=...)"
+        )
+    return (FuseNode(chains, attention),)
+
+
+def refuse_fuse(tree: Fuse, site: Site, why: str) -> Chain:
+    """Raise AttachError."""
+    raise AttachError(f"{show(tree)} has no meaning at {site.path}: {why} there")
+
+
+def check_lengths(tree: Average, chains: Sequence[Chain], site: Site) -> None:
+    """Raise AttachError where parts put different numbers of virtual tokens in front."""
+    if not any(extends(module) for chain in chains for module in chain):
+        return
+    counts = [count_virtual(chain) for chain in chains]
+    if len(set(counts)) > 1:
+        raise AttachError(
+            f"{show(tree)} has no meaning: its parts put {', '.join(map(str, counts))} virtual "
+            f"positions in front at {site.path or 'the input'}, and a mean needs equally many"
+        )
+
+
+def check_split(tree: Split, chains: Sequence[Chain], site: Site) -> None:
+    """Raise AttachError where parts of a sequence have no meaning."""
+    members = [module for chain in chains for module in chain]
+    if any(map(extends, members)):
+        names = {a.label for a in list_adapters([tree])}
+        raise AttachError(
+            f"{show(tree)} has no meaning: virtual tokens stand in front of the whole sequence "
+            f"and not at a part of it; split the others of {', '.join(sorted(names))}"
+        )
+    if site.expert is None and (site.row_axis is None or site.position_axis is None):
+        raise AttachError(
+            f"{show(tree)} has no meaning at {site.path}: it is given vectors that are no "
+            "positions of a sequence; leave that module out of the adapters"
+        )
+
+
+def count_virtual(chain: Chain) -> int:
+    """How many virtual positions a chain puts in front."""
+    with torch.no_grad():
+        return len(run_extend(chain)) if any(map(extends, chain)) else 0
+
+
+def lay_table(table: Table, here: Here, chains: Sequence[Chain]) -> Chain:
+    """What acts at a site for a whole batch; `chains` are those of the table's lines.
+
+    Raises AttachError where rows can't be told apart there.
+    """
+    if table.rows is None or not any(chains):
+        return join_rows(chains[:1], None, here)
+    if here.site.row_axis is None and here.site.expert is None:
+        raise AttachError(
+            f"rows with adapters of their own have no meaning at {here.site.path}: which row a "
+            "vector belongs to is not known there; leave that module out of the adapters"
+        )
+    return join_rows(chains, table.rows, here)
+
+
+def join_rows(chains: Sequence[Chain], rows: tuple[int, ...] | None, here: Here) -> Chain:
+    """One chain for rows with these, each step of it what one method does, by its plugin's faster
+    way where it has one.
+
+    rows: for each row its chain's number; None for one chain that all rows have.
+    """
+    methods = {module: adapter.method for adapter, module in here.modules.items()}
+    left = list(chains)
+    steps: list[Any] = []
+    while any(left):
+        method = methods.get(next(chain[0] for chain in left if chain))
+        taken = []
+        for number, chain in enumerate(left):
+            end = next((n for n, m in enumerate(chain) if methods.get(m) != method), len(chain))
+            end = min(end, 1) if method is None else end
+            taken.append(chain[:end])
+            left[number] = chain[end:]
+        steps += join_step(taken, rows, method, here.site)
+    return tuple(steps)
+
+
+def join_step(
+    chains: Sequence[Chain], rows: tuple[int, ...] | None, method: str | None, site: Site
+) -> Chain:
+    """One step: chains of one method, or of a node each."""
+    if rows is None and len(chains[0]) == 1:
+        return chains[0]
+    if method is not None and site.kind in ("projection", "branch", "norm"):
+        joined = None
+        if site.expert is None:
+            joined = installed_methods().call(
+                "hub_compose", method, site=site, chains=chains, rows=rows
+            )
+        if joined is not None and rows is None:
+            return (joined,)
+        if joined is not None and rows is not None:
+            return (JoinedNode(joined, RowsNode(chains, rows, site.row_axis or 0)),)
+    return chains[0] if rows is None else (RowsNode(chains, rows, site.row_axis or 0),)

@@ -1,0 +1,216 @@
+"""Installing: the live modules and hooks of an attachment in its model."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterable
+
+import torch
+from torch import nn
+from torch.utils.hooks import RemovableHandle
+
+from hub.adapter import Adapter
+from hub.attachment.answers import HeadHook
+from hub.attachment.effects import CheckpointGuard, Switch
+from hub.attachment.experts import hang_experts
+from hub.attachment.fitting import Fit
+from hub.attachment.gradients import ask_gradients
+from hub.attachment.hanging import Fronts
+from hub.attachment.places import Place
+from hub.attachment.repeating import Generator, Repeater
+from hub.attachment.routing import Table, list_adapters
+from hub.composition import Part, Split, walk
+from hub.errors import AttachError
+from hub.sites import ATTACHED, Site, find_sites
+
+
+class Installation:
+    """What the adapters of an attachment have in a model.
+
+    fits: the adapters that are there, whether they act or not.
+    switch: whether they act, and on which rows.
+    """
+
+    def __init__(self, model: nn.Module, container: nn.Module) -> None:
+        self.model = model
+        self.container = container
+        self.switch = Switch()
+        self.fits: dict[Adapter, Fit] = {}
+        self.sites = find_sites(model)
+        self.fronts = Fronts(model, self.switch, self.sites)
+        self._places: dict[Site, Place] = {}
+        self._heads: dict[str, HeadHook] = {}
+        self._handles: list[RemovableHandle] = []
+        self._first: list[RemovableHandle] = []
+        self._ruled = False
+        self._hung = False
+
+    def take(self, fits: Iterable[Fit], lines: Iterable[Part]) -> None:
+        """Let adapters be there, which act when a table says so. Raises AttachError where one of
+        `lines`, which they are to act in, has no meaning."""
+        fits = list(fits)
+        touched: dict[Site, Place] = {}
+        for fit in fits:
+            self.fits[fit.adapter] = fit
+            for site, module in fit.sites.items():
+                if site not in self._places:
+                    ruler = self.fronts.find_ruler(site)
+                    self._places[site] = Place(self.model, site, self.switch, ruler)
+                self._places[site].add(fit.adapter, module)
+                touched[site] = self._places[site]
+            for path in fit.heads:
+                self._heads.setdefault(path, HeadHook(self.switch, path))
+        for line in lines:
+            self._ruled = self._ruled or any(isinstance(node, Split) for node in walk(line))
+            for place in touched.values():
+                place.chain(line)
+        if self._hung:
+            self._show(fits)
+            self._hang(touched.values())
+
+    def drop(self, adapter: Adapter) -> None:
+        """Let an adapter be gone; it acts nowhere."""
+        for site in self.fits.pop(adapter).sites:
+            self._places[site].remove(adapter)
+            if not self._places[site].modules:
+                self._places.pop(site).unhang()
+        for name, child in list(self.container.named_children()):
+            if getattr(child, "adapter", None) is adapter:
+                delattr(self.container, name)
+
+    def hang(self) -> None:
+        """Put the live modules and the hooks into the model."""
+        self._hung = True
+        self._show(self.fits.values())
+        self.model.add_module(ATTACHED, self.container)
+        self._hang(self._places.values())
+        if any(fit.learns for fit in self.fits.values()):
+            self._handles += ask_gradients(self.model)
+        self._handles.append(self.model.register_forward_hook(CheckpointGuard(self.switch)))
+
+    def unhang(self) -> None:
+        """Take the hooks and the live modules out of the model."""
+        self._hung = False
+        for handle in (*self._handles, *self._first):
+            handle.remove()
+        self._handles, self._first = [], []
+        vars(self.model).pop("generate", None)
+        self.fronts.unhang()
+        for place in self._places.values():
+            place.unhang()
+        for hook in self._heads.values():
+            hook.hung = False
+        for name, _ in list(self.container.named_children()):
+            delattr(self.container, name)
+        if hasattr(self.model, ATTACHED):
+            delattr(self.model, ATTACHED)
+        forget_compiled()
+
+    def lay(self, table: Table) -> None:
+        """Let every row have what a table says. Raises AttachError, and then nothing changed."""
+        prepared = [(place, place.prepare(table)) for place in self._places.values()]
+        answers = [(hook, self._find_heads(path, table)) for path, hook in self._heads.items()]
+        before = self.switch.table
+        for place, chains in prepared:
+            place.lay(chains)
+        try:
+            self.fronts.lay(table)
+        except BaseException:
+            if before is not None:
+                self.lay(before)
+            raise
+        for hook, heads in answers:
+            hook.lay(heads, table.rows)
+        self.switch.table = table
+        self._repeat(table)
+
+    def _show(self, fits: Iterable[Fit]) -> None:
+        """Let the live modules be found in the model."""
+        for fit in fits:
+            number = len(self.container._modules)
+            while f"{number}_{escape(fit.adapter.label)}" in self.container._modules:
+                number += 1
+            name = f"{number}_{escape(fit.adapter.label)}"
+            self.container.add_module(name, collect_modules(fit))
+        self.container.train(self.model.training)
+
+    def _hang(self, places: Iterable[Place]) -> None:
+        """Hang what these places miss. At one module what acts on its projection comes before what
+        acts on the branch that it ends, and what a prefix puts in place of keys is last."""
+        ordered = sorted(places, key=lambda place: place.site.kind != "projection")
+        missing = {place.site.owner for place in ordered if place.hang()}
+        if missing:
+            for place in self._places.values():
+                if place.site.kind != "projection" and place.site.owner in missing:
+                    place.unhang()
+                    place.hang()
+        if any(place.site.expert is not None for place in ordered):
+            self._handles += hang_experts(self.model, self._places.values(), self.switch)
+        ends = {"attention", "embedding"}
+        if missing or self._ruled or any(place.site.kind in ends for place in ordered):
+            self.fronts.hang(self._places.values(), ruled=self._ruled)
+        for path, hook in self._heads.items():
+            if not hook.hung:
+                module = self.model.get_submodule(path)
+                self._handles.append(module.register_forward_hook(hook, with_kwargs=True))
+                hook.hung = True
+        forget_compiled()
+
+    def _find_heads(self, path: str, table: Table) -> list[nn.Module | None]:
+        """The head that each line of a table brings to a path; None for the base's own. Raises
+        AttachError where rows would be answered with different numbers of values."""
+        heads: list[nn.Module | None] = []
+        for line in table.lines:
+            brought = (self.fits[adapter].heads.get(path) for adapter in list_adapters([line]))
+            heads.append(next((head for head in brought if head is not None), None))
+        own = self.model.get_submodule(path)
+        shapes = {
+            tuple(
+                tuple(parameter.shape) for parameter in (own if head is None else head).parameters()
+            )
+            for head in heads
+        }
+        if len(shapes) > 1:
+            raise AttachError(
+                f"rows can't share a batch: their trained heads at {path} differ in shape; route "
+                "them apart"
+            )
+        return heads
+
+    def _repeat(self, table: Table) -> None:
+        """Hang what checks and repeats the batch, where the table asks for it."""
+        for handle in self._first:
+            handle.remove()
+        self._first = []
+        vars(self.model).pop("generate", None)
+        if table.count is not None or table.copies > 1:
+            repeater = Repeater(self.switch, self.model)
+            self._first.append(
+                self.model.register_forward_pre_hook(repeater, with_kwargs=True, prepend=True)
+            )
+        if table.copies > 1 and hasattr(self.model, "generate"):
+            vars(self.model)["generate"] = Generator(self.switch, self.model)
+
+
+def collect_modules(fit: Fit) -> nn.Module:
+    """An adapter's live modules under one, named by their kind of site and path."""
+    container = nn.Module()
+    vars(container)["adapter"] = fit.adapter
+    if fit.built.shared is not None:
+        container.add_module("shared", fit.built.shared)
+    for site, module in fit.sites.items():
+        container.add_module(f"{site.kind}/{escape(site.path, '/')}", module)
+    for path, head in fit.heads.items():
+        container.add_module(f"head/{escape(path, '/')}", head)
+    return container
+
+
+def escape(name: str, dot: str = "_") -> str:
+    """A name as torch takes it for a child module: without dots."""
+    return name.replace(".", dot)
+
+
+def forget_compiled() -> None:
+    """Let torch.compile look again: by default it takes no notice of hooks that come and go."""
+    if "torch._dynamo" in sys.modules:
+        torch.compiler.reset()

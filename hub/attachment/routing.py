@@ -1,0 +1,176 @@
+"""Routing: which row of a batch has which part of a composition.
+
+A composition with rows of its own (`BatchSplit`, `Parallel`) stands for several without. Each of
+these is a route, and has a number; a table says which row takes which. An operator around a
+`BatchSplit` is spread over its parts, so that stack(c, batchsplit(a, b)) has the two routes
+stack(c, a) and stack(c, b), and two of them side by side have a route for each pair.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from hub.adapter import Adapter
+from hub.composition import BatchSplit, Operator, Parallel, Part, Stack, print_leaf, walk
+from hub.errors import AttachError
+
+MOST = 4096  # routes of one composition; each is a tree of its own
+
+Rows = int | Sequence[int | Part] | None
+"""Of a table: one route for every row, or each row's; a route by its number or as what it is."""
+
+
+@dataclass(frozen=True)
+class Table:
+    """What each row has.
+
+    lines: the compositions that some row has, without rows of their own, each once.
+    rows: for each row its place among the lines; None where every row has the first. A batch of m
+        times as many rows has each row's m times in turn, as beams do.
+    copies: how often the batch is repeated for a `Parallel`; `rows` counts the copies' rows too.
+    count: how many rows the batch was said to have; None where nothing was said.
+    """
+
+    lines: tuple[Part, ...]
+    rows: tuple[int, ...] | None = None
+    copies: int = 1
+    count: int | None = None
+
+
+class Routing:
+    """The routes of an attachment by their numbers. A number stays what it is until the route is
+    taken out; a route that comes in gets the lowest number that is free."""
+
+    def __init__(self, composition: Part) -> None:
+        self.routes: dict[int, Part] = dict(enumerate(expand(composition, BatchSplit)))
+        self.splits = any(isinstance(node, BatchSplit) for node in walk(composition))
+        self.lines = {number: list_copies(route) for number, route in self.routes.items()}
+
+    def add(self, composition: Part) -> int:
+        """The number of a new route. Raises AttachError where it would be several."""
+        routes = expand(composition, BatchSplit)
+        if len(routes) > 1:
+            raise AttachError(
+                f"{show(composition)} has {len(routes)} parts for rows to choose from; add them "
+                "one by one"
+            )
+        number = next(n for n in itertools.count() if n not in self.routes)
+        self.routes[number], self.lines[number] = routes[0], list_copies(routes[0])
+        return number
+
+    def remove(self, number: int) -> None:
+        """Take a route out; its number is free again."""
+        del self.routes[number], self.lines[number]
+
+    def find(self, wanted: int | Part) -> int | None:
+        """The number of a route, which is given so, or as what it is; None for the bare base.
+        Raises AttachError."""
+        if isinstance(wanted, int) and not isinstance(wanted, bool):
+            if wanted in self.routes:
+                return wanted
+        elif wanted is None:
+            return None
+        else:
+            for number, route in self.routes.items():
+                known = isinstance(route, Adapter) and route.label == wanted
+                if known or route == wanted or repr(route) == wanted:
+                    return number
+        there = ", ".join(f"{number} {show(route)}" for number, route in self.routes.items())
+        raise AttachError(f"no part {show(wanted)} is here to route to; there are {there}")
+
+    def lay(self, rows: Rows) -> Table:
+        """The table for these rows. Raises AttachError."""
+        if rows is None:
+            if self.splits:
+                there = ", ".join(f"{n} {show(route)}" for n, route in self.routes.items())
+                raise AttachError(
+                    f"each row has a part of its own here; say which, rows=[...], of {there}"
+                )
+            rows = next(iter(self.routes))
+        if isinstance(rows, int | str | Operator | Adapter):
+            return self._fill([self.find(rows)], None)
+        wanted = rows.tolist() if hasattr(rows, "tolist") else list(rows)
+        if not wanted:
+            raise AttachError("rows is empty; give each row's part, such as [0, 1, None]")
+        known: dict[Any, int | None] = {}
+        for item in wanted:
+            if item not in known:
+                known[item] = self.find(item)
+        return self._fill([known[item] for item in wanted], len(wanted))
+
+    def _fill(self, numbers: Sequence[int | None], count: int | None) -> Table:
+        bare: tuple[Part, ...] = (None,)
+        each = [bare if number is None else self.lines[number] for number in numbers]
+        copies = settle_copies(each)
+        picked = [
+            lines[copy] if len(lines) > 1 else lines[0] for copy in range(copies) for lines in each
+        ]
+        places: dict[Any, int] = {}
+        rows = tuple([places.setdefault(line, len(places)) for line in picked])
+        uniform = len(places) == 1
+        return Table(tuple(places), None if uniform else rows, copies, count)
+
+
+def expand(tree: Part, kind: type[Operator]) -> list[Part]:
+    """The compositions without `kind` that one with it stands for, in the order of its parts.
+    Raises AttachError where they are too many."""
+    if not isinstance(tree, Operator) or not any(isinstance(node, kind) for node in walk(tree)):
+        return [tree]
+    options = [expand(part, kind) for part in tree.parts]
+    if isinstance(tree, kind):
+        return [option for part in options for option in part]
+    total = 1
+    for part in options:
+        total *= len(part)
+    if total > MOST:
+        raise AttachError(
+            f"{show(tree)} stands for {total:,} combinations; put one {kind.name} around the "
+            "combinations that rows have"
+        )
+    return [tree.rebuild(chosen) for chosen in itertools.product(*options)]
+
+
+def list_copies(route: Part) -> tuple[Part, ...]:
+    """What each copy of the batch has, in a plain form: one line where it is not repeated."""
+    return tuple(flatten(line) for line in expand(route, Parallel))
+
+
+def settle_copies(lines: Iterable[tuple[Part, ...]]) -> int:
+    """How often the batch is repeated. Raises AttachError where rows would be differently often."""
+    counts = {len(copies) for copies in lines} - {1}
+    if len(counts) > 1:
+        raise AttachError(
+            f"the batch would be {' and '.join(map(str, sorted(counts)))} times as large for "
+            "different rows; give every parallel as many parts"
+        )
+    return counts.pop() if counts else 1
+
+
+def flatten(line: Part) -> Part:
+    """The same without stacks directly in stacks, or of one part, or with nothing in them."""
+    if not isinstance(line, Operator):
+        return line
+    parts = [flatten(part) for part in line.parts]
+    if not isinstance(line, Stack):
+        return line.rebuild(parts)
+    inner: list[Part] = []
+    for part in parts:
+        inner += part.parts if isinstance(part, Stack) else [] if part is None else [part]
+    if len(inner) < 2:
+        return inner[0] if inner else None
+    return Stack(*inner)
+
+
+def list_adapters(trees: Iterable[Part]) -> list[Adapter]:
+    """The adapters in these, each once, in the order in which they stand."""
+    nodes = itertools.chain.from_iterable(map(walk, trees))
+    return list(dict.fromkeys(node for node in nodes if isinstance(node, Adapter)))
+
+
+def show(part: Any) -> str:
+    """A part as it is printed in an error, shortened."""
+    text = repr(part) if isinstance(part, Operator | int) else print_leaf(part)
+    return text if len(text) <= 60 else f"{text[:57]}..."
