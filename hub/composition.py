@@ -12,10 +12,13 @@ import math
 import re
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, ClassVar, Union
+from typing import TYPE_CHECKING, Any, ClassVar, Union
 
 from hub.adapter import Adapter
 from hub.errors import AttachError
+
+if TYPE_CHECKING:
+    from torch import nn
 
 Leaf = Adapter | str | None
 Part = Union["Operator", Leaf]
@@ -189,8 +192,8 @@ class Fuse(Operator):
     """AdapterFusion (Pfeiffer et al., 2021, https://arxiv.org/abs/2005.00247): at each site a
     trained attention chooses among what the parts give.
 
-    by: the adapter that holds the attention, of the method ``fusion``, or a reference to it;
-        `hub.Adapter.create("fusion", model, parts=...)` makes one.
+    by: the adapter that holds the attention, of the method ``fusion``, or a reference to it. A
+        trained head of its own answers; those of the parts do not.
     """
 
     name = "fuse"
@@ -203,6 +206,20 @@ class Fuse(Operator):
             )
         self.by = attention
         super().__init__(parts, (attention,))
+
+    @classmethod
+    def create(cls, model: nn.Module, *parts: GivenPart, **options: Any) -> Fuse:
+        """A fuse with a new, untrained attention in `by`, for parts that act on `model`.
+
+        options: those of the method, see `hub methods fusion`. Raises what `hub.attach` does.
+        """
+        from hub.attachment.admission import resolve_composition
+        from hub.attachment.fitting import list_places
+
+        resolved = resolve_composition(Stack(*parts))
+        assert isinstance(resolved, Stack)
+        sites = list_places(model, [a for a in resolved.leaves() if isinstance(a, Adapter)])
+        return cls(*resolved.parts, by=Adapter.create("fusion", model, sites=sites, **options))
 
     def rebuild(self, parts: Sequence[GivenPart]) -> Fuse:
         """The same over other parts."""

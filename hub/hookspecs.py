@@ -89,8 +89,8 @@ def hub_compose(
         is.
 
     The module returned is called like the others, ``forward(x, y) -> y``, with ``before(x)`` where
-    theirs have it. With rows x is ``(rows, n, in_features)`` and y ``(rows, n, out_features)``. What
-    it gathers it may keep while no parameter of `chains` learns: it is asked for anew when rows
+    theirs have it. With rows x is ``(rows, n, in_features)``, y ``(rows, n, out_features)``. What it
+    gathers it may keep while no parameter of `chains` learns: it is asked for anew when rows
     change. Parameters that learn it must read at each call.
 
     The default runs one after the other, each on what the one before left, and the rows of each

@@ -12,7 +12,7 @@ from torch import nn
 
 from hub.adapter import Adapter, lies_in
 from hub.attachment.fitting import Fit
-from hub.attachment.routing import list_adapters
+from hub.attachment.routing import list_adapters, list_answering
 from hub.composition import Leaf, Operator, Part, replace_leaves
 from hub.errors import AttachError
 from hub.identity import verify_base
@@ -86,11 +86,17 @@ def check_conflicts(line: Part, fits: Mapping[Adapter, Fit]) -> None:
     """Raise AttachError where two adapters of one row bring a trained head, or one acts inside
     another's."""
     there = [fits[adapter] for adapter in list_adapters([line])]
-    owners = [fit.adapter.label for fit in there if fit.heads]
+    owners = [adapter.label for adapter in list_answering(line) if fits[adapter].heads]
+    silent = [fit.adapter.label for fit in there if fit.heads]
     if len(owners) > 1:
         raise AttachError(
             f"{' and '.join(owners)} each bring a trained head, and a model answers with one; "
             "attach them one at a time, or each for rows of its own"
+        )
+    if silent and not owners:
+        raise AttachError(
+            f"{' and '.join(silent)} bring a trained head, and what fuses them has none to answer "
+            "with instead; make it with hub.Fuse.create on a model that has the head"
         )
     heads = tuple(path for fit in there for path in fit.heads)
     for fit in there if heads else ():

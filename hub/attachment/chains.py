@@ -39,6 +39,11 @@ def build_chain(tree: Part, here: Here) -> Chain:
     """
     if not isinstance(tree, Operator):
         module = here.modules.get(tree) if isinstance(tree, Adapter) else None
+        if isinstance(tree, Adapter) and hasattr(module, "fuse"):
+            raise AttachError(
+                f"{tree.label} chooses among what others give and does nothing alone; attach it as "
+                "hub.Fuse(a, b, by=...)"
+            )
         return () if module is None else (module,)
     chains = [build_chain(part, here) for part in tree.parts]
     if isinstance(tree, Fuse):
@@ -58,7 +63,7 @@ def build_fuse(tree: Fuse, chains: Sequence[Chain], here: Here) -> Chain:
     """AdapterFusion at a site. Raises AttachError where its attention is for other parts."""
     if not isinstance(tree.by, Adapter):
         raise AttachError(f"{tree.by} was not loaded")
-    attention = here.modules.get(tree.by)
+    attention: Any = here.modules.get(tree.by)
     if not any(chains):
         return () if attention is None else refuse_fuse(tree, here.site, "none of the parts acts")
     if any(extends(module) for chain in chains for module in chain):
@@ -68,9 +73,13 @@ def build_fuse(tree: Fuse, chains: Sequence[Chain], here: Here) -> Chain:
     if not hasattr(attention, "fuse"):
         raise AttachError(
             f"{tree.by.label} is {tree.by.method} and leads no fuse; make one with "
-            "hub.Adapter.create('fusion', model, parts=...)"
+            "hub.Fuse.create(model, a, b)"
         )
-    return (FuseNode(chains, attention),)
+    node = FuseNode(chains, attention)
+    acts = {"input": node.changes_input, "output": node.changes_output}
+    if {place for place, there in acts.items() if there} != set(attention.places):
+        refuse_fuse(tree, here.site, f"{tree.by.label} was made for parts that act otherwise")
+    return (node,)
 
 
 def refuse_fuse(tree: Fuse, site: Site, why: str) -> Chain:

@@ -12,12 +12,13 @@ import torch
 from torch import nn
 
 from hub.adapter import Adapter, lies_in
+from hub.attachment.nodes import changes_input, changes_output, extends
 from hub.bases import Base
 from hub.building import Modules, build_modules, name_tensors, walk_owners
 from hub.discovery import installed_methods
 from hub.errors import AttachError, MethodError
 from hub.heads import copy_head
-from hub.sites import Site
+from hub.sites import Site, find_sites
 
 NAMED = 3
 
@@ -155,3 +156,28 @@ def name_some(names: Sequence[str]) -> str:
     """The first few of many, and how many more."""
     more = len(names) - NAMED
     return ", ".join(names[:NAMED]) + (f" and {more} more" if more > 0 else "")
+
+
+def list_places(model: nn.Module, adapters: Iterable[Adapter]) -> list[str]:
+    """Where adapters act on a model: ``{input or output} {kind} {path}`` of each site, once.
+
+    Raises AttachError where one puts virtual tokens in front, and ConfigError where one does not
+    fit.
+    """
+    places: dict[str, None] = {}
+    for adapter in adapters:
+        method = installed_methods().get(adapter.method)
+        sites = [site for site in find_sites(model) if not lies_in(site.path, adapter.heads)]
+        with torch.device("meta"):
+            built = build_modules(
+                method, method.choose_sites(sites, adapter.config), adapter.config
+            )
+        for site, module in built.sites.items():
+            if extends(module):
+                raise AttachError(
+                    f"{adapter.label} puts virtual tokens in front, and a fuse chooses among what "
+                    "comes out of the layers; stack it with the fuse instead"
+                )
+            acts = {"input": changes_input(module), "output": changes_output(module)}
+            places |= {f"{place} {site.kind} {site.path}": None for place in acts if acts[place]}
+    return list(places)

@@ -290,7 +290,7 @@ class Front:
         if isinstance(mask, Tensor) and mask.dim() == 2:
             if frame.inserted and mask.shape[1] == frame.inserted + frame.length:
                 mask = take_tokens(mask, frame.order, frame.inserted)  # spread on the way here
-            own = (mask.cumsum(1) - 1)[:, -frame.length :].to(device)
+            own: Tensor = (mask.cumsum(1) - 1)[:, -frame.length :].to(device)
         else:
             start = frame.find_start(held)
             own = torch.arange(start, start + frame.length, device=device).expand(frame.rows, -1)

@@ -18,7 +18,7 @@ from hub.attachment.gradients import ask_gradients
 from hub.attachment.hanging import Fronts
 from hub.attachment.places import Place
 from hub.attachment.repeating import Generator, Repeater
-from hub.attachment.routing import Table, list_adapters
+from hub.attachment.routing import Table, list_answering
 from hub.composition import Part, Split, walk
 from hub.errors import AttachError
 from hub.sites import ATTACHED, Site, find_sites
@@ -161,7 +161,7 @@ class Installation:
         AttachError where rows would be answered with different numbers of values."""
         heads: list[nn.Module | None] = []
         for line in table.lines:
-            brought = (self.fits[adapter].heads.get(path) for adapter in list_adapters([line]))
+            brought = (self.fits[adapter].heads.get(path) for adapter in list_answering(line))
             heads.append(next((head for head in brought if head is not None), None))
         own = self.model.get_submodule(path)
         shapes = {

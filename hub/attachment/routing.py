@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from hub.adapter import Adapter
-from hub.composition import BatchSplit, Operator, Parallel, Part, Stack, print_leaf, walk
+from hub.composition import BatchSplit, Fuse, Operator, Parallel, Part, Stack, print_leaf, walk
 from hub.errors import AttachError
 
 MOST = 4096  # routes of one composition; each is a tree of its own
@@ -168,6 +168,15 @@ def list_adapters(trees: Iterable[Part]) -> list[Adapter]:
     """The adapters in these, each once, in the order in which they stand."""
     nodes = itertools.chain.from_iterable(map(walk, trees))
     return list(dict.fromkeys(node for node in nodes if isinstance(node, Adapter)))
+
+
+def list_answering(line: Part) -> list[Adapter]:
+    """The adapters of a line whose trained heads answer: a fuse answers with its own."""
+    if isinstance(line, Fuse):
+        return list_adapters([line.by])
+    if isinstance(line, Operator):
+        return list(dict.fromkeys(a for part in line.parts for a in list_answering(part)))
+    return list_adapters([line])
 
 
 def show(part: Any) -> str:
