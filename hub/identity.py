@@ -5,7 +5,9 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from functools import lru_cache
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -40,7 +42,7 @@ def identify_base(model: nn.Module, tokenizer: Any = None) -> BaseIdentity:
         quantization=name_quantization(config),
         tokenizer=hash_tokenizer(tokenizer) if tokenizer is not None else None,
         files=hash_cached_files(repo, revision),
-        sample=dict(sample_backbone(model)),
+        sample=sample_backbone(model),
     )
 
 
@@ -62,45 +64,65 @@ def verify_base(expected: BaseIdentity, model: nn.Module, *, who: str, allow_oth
     return text
 
 
-def sample_backbone(model: nn.Module) -> Iterator[tuple[str, TensorSample]]:
+def sample_backbone(model: nn.Module) -> dict[str, TensorSample]:
     """Samples of the weights of the pretrained part, by names that every task class shares."""
-    backbone = getattr(model, "base_model", model)
-    known: set[int] = set()
-    for path, module in backbone.named_modules():
-        if path.split(".")[0] != ATTACHED:
-            yield from sample_module(f"{path}." if path else "", module, known)
-    output = getattr(model, "get_output_embeddings", lambda: None)()
-    if isinstance(output, nn.Module):
-        for path, module in output.named_modules():
-            yield from sample_module(f"lm_head.{path}." if path else "lm_head.", module, known)
-
-
-def sample_module(
-    prefix: str, module: nn.Module, known: set[int]
-) -> Iterator[tuple[str, TensorSample]]:
-    """Samples of a module's own weights; not of those in `known`, by their ids, which grows."""
-    quantized = is_quantized(module)
-    for name, tensor in module.named_parameters(recurse=False):
-        if id(tensor) in known:
-            continue
-        known.add(id(tensor))
-        if quantized and name == "weight":
-            sample = sample_quantized(prefix + name, module)
-            if sample is not None:
-                yield prefix + name, sample
+    samples: dict[str, TensorSample | None] = {}
+    plain: dict[str, torch.Tensor] = {}
+    for name, tensor, module in list_weights(model):
+        samples[name] = None  # keeps the order
+        if tensor is module._parameters.get("weight") and is_quantized(module):
+            samples[name] = sample_quantized(name, module)
         elif tensor.is_floating_point():
-            yield prefix + name, sample_tensor(prefix + name, tensor)
+            plain[name] = tensor
+    samples |= sample_tensors(plain)
+    return {name: sample for name, sample in samples.items() if sample is not None}
+
+
+def list_weights(model: nn.Module) -> Iterator[tuple[str, torch.Tensor, nn.Module]]:
+    """Every weight of the pretrained part once, by name, with the module that holds it."""
+    backbone = getattr(model, "base_model", model)
+    parts = {"": backbone, "lm_head.": getattr(model, "get_output_embeddings", lambda: None)()}
+    known: set[int] = set()
+    for start, part in parts.items():
+        attached: Any = getattr(part, ATTACHED, None)
+        inside = part.named_modules(memo={attached}) if isinstance(part, nn.Module) else ()
+        for path, module in inside:
+            for name, tensor in module._parameters.items():
+                if tensor is not None and id(tensor) not in known:
+                    known.add(id(tensor))
+                    yield f"{start}{path}.{name}" if path else f"{start}{name}", tensor, module
 
 
 def sample_tensor(name: str, tensor: torch.Tensor) -> TensorSample:
     """Up to 16 values of a tensor, at positions that its name and size fix."""
-    shape, dtype = tuple(tensor.shape), name_dtype(tensor.dtype)
-    if tensor.is_meta or tensor.numel() == 0:
-        return TensorSample(shape, (), dtype)
-    flat = tensor.detach().reshape(-1)
-    positions = choose_positions(name, tensor.numel())
-    values = flat[torch.tensor(positions, device=flat.device)].float().tolist()
-    return TensorSample(shape, tuple(values), dtype)
+    return sample_tensors({name: tensor})[name]
+
+
+def sample_tensors(tensors: Mapping[str, torch.Tensor]) -> dict[str, TensorSample]:
+    """The same of each tensor by its name; what is on one device is brought from there at once."""
+    values: dict[str, list[float]] = {}
+    groups: dict[Any, dict[str, torch.Tensor]] = {}
+    with torch.no_grad():
+        for name, tensor in tensors.items():
+            if tensor.is_meta or not tensor.numel():
+                values[name] = []
+                continue
+            index = find_index(name, tensor.numel(), tensor.device)
+            picked = tensor.reshape(-1).index_select(0, index).float()
+            groups.setdefault((type(picked), tensor.device), {})[name] = picked
+        for group in groups.values():
+            found = iter(torch.cat(list(group.values())).tolist())
+            values |= {name: list(islice(found, len(picked))) for name, picked in group.items()}
+    return {
+        name: TensorSample(tuple(tensor.shape), tuple(values[name]), name_dtype(tensor.dtype))
+        for name, tensor in tensors.items()
+    }
+
+
+@lru_cache(maxsize=4096)
+def find_index(name: str, count: int, device: torch.device) -> torch.Tensor:
+    """The places of `choose_positions` on a device, (16,)."""
+    return torch.tensor(choose_positions(name, count), device=device)
 
 
 def sample_quantized(name: str, module: nn.Module) -> TensorSample | None:

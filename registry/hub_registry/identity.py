@@ -9,11 +9,11 @@ from __future__ import annotations
 
 import base64
 import binascii
-import ctypes
 import hashlib
 import json
 import math
 import struct
+from array import array
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from functools import cached_property
@@ -53,8 +53,7 @@ class TensorSample:
     def __post_init__(self) -> None:
         object.__setattr__(self, "shape", tuple(int(size) for size in self.shape))
         for name in ("values", "errors"):
-            rounded = tuple(ctypes.c_float(value).value for value in getattr(self, name))
-            object.__setattr__(self, name, rounded)
+            object.__setattr__(self, name, tuple(array("f", getattr(self, name))))
         if self.errors and len(self.errors) != len(self.values):
             raise BadIdentity(
                 f"a tensor sample of a base identity has {len(self.values)} values and "
@@ -276,14 +275,15 @@ def _compare_values(
     expected: BaseIdentity, found: BaseIdentity, names: list[str]
 ) -> tuple[list[str], bool]:
     """The reason why the values differ (none when they agree), and whether any was rounded."""
+    differing = [n for n in names if expected.sample[n].values != found.sample[n].values]
+    if not differing:
+        return [], False
     ours, theirs = _find_precisions(expected, names), _find_precisions(found, names)
     worst, worst_excess, count, rounded = "", 0.0, 0, False
     converted = expected.precision != found.precision
     alike = not converted and expected.quantization == found.quantization
-    for name in names:
+    for name in differing:
         left, right = expected.sample[name].values, found.sample[name].values
-        if left == right:
-            continue
         absolute = [0.0] * len(left)
         if expected.sample[name].errors or found.sample[name].errors:
             relative = _QUANTIZED_TOLERANCE
