@@ -85,6 +85,10 @@ class Site:
     row_axis: int | None = None
     position_axis: int | None = None
 
+    def __hash__(self) -> int:
+        # Of what tells the sites of a model apart; all the fields would be hashed at every look-up.
+        return hash((self.kind, self.path, self.output_index))
+
     @property
     def owner(self) -> str:
         """The path of the module that the site belongs to."""
