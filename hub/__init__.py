@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from hub.attachment import Attachment, attach
     from hub.bases import Base
     from hub.bottlenecks import Bottleneck, BottleneckConfig
+    from hub.combining import Rule, combine
     from hub.composition import Average, BatchSplit, Fuse, Parallel, Split, Stack
     from hub.differences import DifferenceConfig, DifferenceMethod
     from hub.hookspecs import hookimpl
@@ -55,12 +56,14 @@ __all__ = [
     "Method",
     "Parallel",
     "Registry",
+    "Rule",
     "Site",
     "Split",
     "Stack",
     "Training",
     "attach",
     "choose_targets",
+    "combine",
     "drop_neutral",
     "evaluate",
     "hookimpl",
@@ -85,12 +88,14 @@ _HOMES = {
     "Method": "method",
     "Parallel": "composition",
     "Registry": "registration",
+    "Rule": "combining",
     "Site": "sites",
     "Split": "composition",
     "Stack": "composition",
     "Training": "method",
     "attach": "attachment",
     "choose_targets": "targets",
+    "combine": "combining",
     "drop_neutral": "method",
     "evaluate": "training",
     "hookimpl": "hookspecs",

@@ -228,6 +228,10 @@ class DifferenceMethod(Method[C]):
         assert isinstance(module, Difference)
         return None if module.bias is None else module.bias().float()
 
+    def neutral(self, config: C, name: str) -> float:
+        """No difference."""
+        return 0.0
+
     def _excludes(self, path: str, names: str | tuple[str, ...]) -> bool:
         if not isinstance(names, str):
             return any(path == name or path.endswith(f".{name}") for name in names)

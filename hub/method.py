@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from types import UnionType
 from typing import (
+    TYPE_CHECKING,
     Any,
     ClassVar,
     Generic,
@@ -26,6 +27,9 @@ from torch import nn
 from hub.bases import Base
 from hub.errors import ConfigError
 from hub.sites import Site
+
+if TYPE_CHECKING:
+    from hub.combining import Rule
 
 C = TypeVar("C")
 
@@ -145,6 +149,50 @@ class Method(ABC, Generic[C]):
         With them it can be read: `hub show` names the nearest words. Default: None, it has none.
         """
         return None
+
+    def neutral(self, config: C, name: str) -> float | None:
+        """The value at which the tensor of this name changes nothing.
+
+        When adapters are combined, what is mixed is how far their tensors are from it. None, the
+        default, says that mixing them has no meaning, and combining is refused.
+        """
+        return None
+
+    def join_config(self, configs: Sequence[C]) -> C:
+        """The configuration of one adapter that is combined of several with these.
+
+        The default is theirs, where they are equal, else a ConfigError that names what differs. A
+        method leaves out what had its effect before, such as where the training began.
+        """
+        for config in configs[1:]:
+            for name in sorted(self._field_names()):
+                one, other = getattr(configs[0], name), getattr(config, name)
+                if one != other:
+                    raise ConfigError(
+                        f"{self.name}: {name} is {one!r} in one and {other!r} in another; only "
+                        "adapters that are alike there can be combined"
+                    )
+        return configs[0]
+
+    def combine(
+        self, configs: Sequence[C], tensors: Sequence[Mapping[str, torch.Tensor]], rule: Rule
+    ) -> tuple[C, Mapping[str, torch.Tensor]]:
+        """One adapter of several: its configuration and its tensors.
+
+        configs, tensors: of each part; the tensors in float32, without gradients, and without those
+            of trained heads. They must stay as they are, and the result's share no memory with
+            them.
+        rule: what the user asked for. ``rule.mix`` makes one tensor of several by it,
+            ``rule.mix_factors`` one change of a weight that is kept as two factors, and
+            ``rule.weights`` are those of the parts.
+
+        The default mixes the tensors of each name, in sorted order, as `neutral` says. All parts
+        must have all of them. Raises ConfigError on what can't be combined, with the reason.
+        """
+        from hub.combining.mixing import mix_tensors
+
+        config = self.join_config(configs)
+        return config, mix_tensors(self, config, tensors, rule)
 
     def write_tensors(
         self, config: C, tensors: Mapping[str, torch.Tensor]

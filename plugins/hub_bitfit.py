@@ -99,6 +99,10 @@ class BitFit(hub.Method[BitFitConfig]):
         assert isinstance(module, BiasChange)
         return module.bias.float()
 
+    def neutral(self, config: BitFitConfig, name: str) -> float:
+        """No change."""
+        return 0.0
+
 
 @hub.hookimpl
 def hub_method() -> hub.Method[BitFitConfig]:

@@ -25,7 +25,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -130,6 +130,26 @@ class Diff(hub.DifferenceMethod[DiffConfig]):
         """No difference yet, and its gates open."""
         return Gated(shape, config)
 
+    def join_config(self, configs: Sequence[DiffConfig]) -> DiffConfig:
+        """Without what only mattered while places were sought; at most all places of all parts."""
+        density = min(1.0, sum(config.density for config in configs))
+        sought = DiffConfig(density=density)
+        return super().join_config([replace(sought, exclude=c.exclude) for c in configs])
+
+    def combine(
+        self,
+        configs: Sequence[DiffConfig],
+        tensors: Sequence[Mapping[str, torch.Tensor]],
+        rule: hub.Rule,
+    ) -> tuple[DiffConfig, Mapping[str, torch.Tensor]]:
+        """D of every part; where the result is zero it stays so."""
+        parts = zip(configs, tensors, strict=True)
+        config, mixed = super().combine(configs, [read_differences(*p) for p in parts], rule)
+        decided: dict[str, torch.Tensor] = {}
+        for name, D in mixed.items():
+            decided |= decide(name, D, structured=config.structured)
+        return config, decided
+
     def write_tensors(
         self, config: DiffConfig, tensors: Mapping[str, torch.Tensor]
     ) -> Mapping[str, torch.Tensor]:
@@ -151,6 +171,30 @@ class Diff(hub.DifferenceMethod[DiffConfig]):
             for part in ("w", "gate", "group"):
                 written.pop(f"{start}{part}", None)
         return written
+
+
+def read_differences(
+    config: DiffConfig, tensors: Mapping[str, torch.Tensor]
+) -> dict[str, torch.Tensor]:
+    """D of every weight and bias by the beginning of its tensors' names."""
+    found = {}
+    for name, w in tensors.items():
+        if name != "w" and not name.endswith(".w"):
+            continue
+        start = name.removesuffix("w")
+        with torch.device("meta"):
+            values = Gated(tuple(w.shape), config)
+        own = {part: tensors[start + part] for part in values.state_dict()}
+        values.load_state_dict(own, assign=True)
+        found[start] = values.draw(noisy=False).detach()
+    return found
+
+
+def decide(start: str, D: torch.Tensor, *, structured: bool) -> dict[str, torch.Tensor]:
+    """The tensors of a difference whose places are fixed where it is not zero."""
+    gate = torch.where(D != 0, DECIDED, -DECIDED)
+    group = {f"{start}group": torch.full((1,), DECIDED)} if structured else {}
+    return {f"{start}w": D, f"{start}gate": gate, **group}
 
 
 def open_gates(a: torch.Tensor, *, noisy: bool) -> torch.Tensor:

@@ -106,6 +106,10 @@ class Houlsby(hub.Method[HoulsbyConfig]):
         d = site.out_features
         return NormChange(d) if site.kind == "norm" else Sequential(d, config)
 
+    def neutral(self, config: HoulsbyConfig, name: str) -> float:
+        """Without weights a bottleneck adds nothing."""
+        return 0.0
+
 
 @hub.hookimpl
 def hub_method() -> hub.Method[HoulsbyConfig]:

@@ -26,6 +26,7 @@ from torch import nn
 import hub
 
 OUTPUTS = frozenset({"key", "value"})
+VECTOR = ".ia3_l"  # what the name of every tensor ends with
 
 
 @dataclass(frozen=True)
@@ -128,6 +129,30 @@ class IA3(hub.Method[IA3Config]):
     def bias_delta(self, module: nn.Module, bias: torch.Tensor) -> torch.Tensor | None:
         """(l - 1) * b for a vector on the output."""
         return bias * (module.ia3_l.float().view(-1) - 1) if isinstance(module, Scale) else None
+
+    def neutral(self, config: IA3Config, name: str) -> float:
+        """Ones scale nothing."""
+        return 1.0
+
+    def combine(
+        self,
+        configs: Sequence[IA3Config],
+        tensors: Sequence[Mapping[str, torch.Tensor]],
+        rule: hub.Rule,
+    ) -> tuple[IA3Config, Mapping[str, torch.Tensor]]:
+        """The vectors of all parts, where one has none its ones; the projections, and which of
+        them are scaled at the input, go by those."""
+        vectors = {name: t for part in tensors for name, t in part.items()}
+        inputs = [name for name, t in vectors.items() if len(t) == 1 < t.shape[1]]
+        ones = {name: torch.ones_like(t) for name, t in vectors.items()}
+        joined = replace(
+            configs[0],
+            targets=tuple(sorted(name.removesuffix(VECTOR) for name in vectors)),
+            feedforward=tuple(sorted(name.removesuffix(VECTOR) for name in inputs)),
+            exclude=(),
+            fan_in_fan_out=all(config.fan_in_fan_out for config in configs),
+        )
+        return super().combine([joined], [{**ones, **part} for part in tensors], rule)
 
     def write_config(self, config: IA3Config) -> dict[str, Any]:
         """The fields of peft's IA3Config."""

@@ -154,6 +154,10 @@ class LlamaAdapter(hub.Method[LlamaAdapterConfig]):
                 module.keys, module.values = module.read_prompt()
             module.stamp = module.adaption_prompt._version
 
+    def neutral(self, config: LlamaAdapterConfig, name: str) -> float:
+        """With a gate of zero nothing is added."""
+        return 0.0
+
     def write_config(self, config: LlamaAdapterConfig) -> dict[str, Any]:
         """The fields of peft's AdaptionPromptConfig, which finds the attentions' name itself."""
         return {

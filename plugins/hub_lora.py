@@ -25,7 +25,7 @@ from __future__ import annotations
 import hashlib
 import math
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -362,6 +362,31 @@ class LoRA(hub.Method[LoRAConfig]):
             return None
         return (measure_gain(module, read_rows(module)) - 1) * (bias - own)
 
+    def combine(
+        self,
+        configs: Sequence[LoRAConfig],
+        tensors: Sequence[Mapping[str, torch.Tensor]],
+        rule: hub.Rule,
+    ) -> tuple[LoRAConfig, Mapping[str, torch.Tensor]]:
+        """Each module's s B A by the rule. In the result s is 1, and magnitudes are averaged.
+
+        Raises ConfigError on magnitudes that have no mean.
+        """
+        parts = list(zip(configs, tensors, rule.weights, strict=True))
+        combined, ranks = average_magnitudes(tensors, rule), {}
+        places = {place for config in configs for place in config.parameters or ()}
+        for name in sorted(set().union(*(list_factors(config, part) for config, part, _ in parts))):
+            path, _, factor = name.rpartition(".lora_")
+            other = f"{path}.lora_{factor.replace('A', 'B')}"
+            place = path.rpartition(".")[0]
+            place = place if place in places else path
+            held = [(config, part, weight) for config, part, weight in parts if name in part]
+            pairs = [(part[other], part[name]) for _, part, _ in held]
+            weights = [weight * config.scaling(place) for config, _, weight in held]
+            combined[other], combined[name] = rule.mix_factors(pairs, weights)
+            ranks[place] = len(combined[name])
+        return join_configs(configs, ranks, places), combined
+
     def write_tensors(
         self, config: LoRAConfig, tensors: Mapping[str, torch.Tensor]
     ) -> Mapping[str, torch.Tensor]:
@@ -519,6 +544,92 @@ def unstack_experts(
     return ordered, kept
 
 
+FACTORS = (".lora_A.weight", ".lora_embedding_A")  # what the names of A end with
+MAGNITUDE = ".lora_magnitude_vector"
+
+
+def list_factors(config: LoRAConfig, tensors: Mapping[str, torch.Tensor]) -> list[str]:
+    """The names of A of every module. Raises ConfigError where one lacks a factor."""
+    names = [name for name in tensors if name.endswith(FACTORS)]
+    lengths = sum(name.endswith(MAGNITUDE) for name in tensors)
+    named = config.targets if isinstance(config.targets, tuple) else ()
+    left = [name for name in named if not any(name + factor in tensors for factor in FACTORS)]
+    # A name without a layer's number is no path, and may mean nothing.
+    missing = [name for name in left if any(part.isdigit() for part in name.split("."))]
+    if 2 * len(names) + lengths != len(tensors):
+        paths = {name.rpartition(".lora_")[0] for name in names}
+        missing += {name.rpartition(".lora_")[0] for name in tensors} - paths
+    if missing:
+        raise hub.ConfigError(
+            f"lora: one of them has no factors for {min(missing)}; fetch the adapter anew"
+        )
+    return names
+
+
+def average_magnitudes(
+    tensors: Sequence[Mapping[str, torch.Tensor]], rule: hub.Rule
+) -> dict[str, torch.Tensor]:
+    """The weighted mean of each m.
+
+    m is a length: what it is where nothing changes, ||W||, only the base knows, so there is no
+    other way to combine several. Raises ConfigError on a rule that is none, and where a part lacks
+    one.
+    """
+    names = [{name for name in part if name.endswith(MAGNITUDE)} for part in tensors]
+    for own in names:
+        for name in sorted(own ^ names[0]):
+            raise hub.ConfigError(
+                f"lora: {name.removesuffix(MAGNITUDE)} has a magnitude in one and none in another, "
+                "and what it would be there only the base knows; combine adapters with dora at the "
+                "same modules"
+            )
+    if names[0] and not (rule.sums and math.isclose(sum(rule.weights), 1, abs_tol=1e-6)):
+        raise hub.ConfigError(
+            "lora: magnitudes (dora) are lengths and no differences, so they can only be averaged; "
+            f"take linear, cat or svd, with weights that sum to 1, not {sum(rule.weights):g}"
+        )
+    parts = list(zip(tensors, rule.weights, strict=True))
+    return {
+        name: torch.stack([part[name] * weight for part, weight in parts]).sum(0)
+        for name in sorted(names[0])
+    }
+
+
+def join_configs(
+    configs: Sequence[LoRAConfig], ranks: Mapping[str, int], places: Collection[str]
+) -> LoRAConfig:
+    """Of what was combined of adapters with these, by the ranks at its modules, where s is 1.
+    `places` are those of stacked experts."""
+    r = max(ranks.values())
+    others = {
+        "^(?:" + "|".join(re.escape(path) for path in ranks if ranks[path] == rank) + ")": rank
+        for rank in sorted({*ranks.values()} - {r})
+    }
+    digests: dict[str, str] = {}
+    for config in configs:
+        for path, known in config.base_digests.items():
+            if digests.setdefault(path, known) != known:
+                raise hub.ConfigError(
+                    f"lora: their files hold different weights of the base's {path}; combine "
+                    "adapters of one base"
+                )
+    return replace(
+        configs[0],
+        r=r,
+        alpha=r,
+        rslora=False,
+        rank_pattern=others,
+        alpha_pattern=dict(others),
+        targets=tuple(path for path in ranks if path not in places),
+        parameters=tuple(path for path in ranks if path in places),
+        exclude=(),
+        layers=None,
+        layers_pattern=(),
+        fan_in_fan_out=all(config.fan_in_fan_out for config in configs),
+        base_digests=digests,
+    )
+
+
 def is_target(path: str, config: LoRAConfig) -> bool:
     """Whether `targets`, names or a pattern, mean the module of this path."""
     if isinstance(config.targets, str):
@@ -551,8 +662,10 @@ def compile_pattern(text: str) -> re.Pattern[str]:
         raise hub.ConfigError(f"lora: {text!r} is no regular expression: {error}") from error
 
 
-def find_pattern(patterns: Iterable[str], path: str) -> str:
+def find_pattern(patterns: Collection[str], path: str) -> str:
     """The first key that matches the end of the path; the path itself where none does."""
+    if not patterns:
+        return path
     return next((key for key in patterns if re.match(rf"(.*\.)?({key})$", path)), path)
 
 

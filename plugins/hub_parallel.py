@@ -84,6 +84,10 @@ class ParallelAdapter(hub.Method[ParallelConfig]):
         """A bottleneck without effect yet."""
         return Parallel(site.out_features, config)
 
+    def neutral(self, config: ParallelConfig, name: str) -> float:
+        """Without weights a bottleneck adds nothing."""
+        return 0.0
+
 
 @hub.hookimpl
 def hub_method() -> hub.Method[ParallelConfig]:

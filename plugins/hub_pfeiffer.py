@@ -84,6 +84,10 @@ class Pfeiffer(hub.Method[PfeifferConfig]):
         assert isinstance(module, Sequential)
         module.norm = () if site.norm is None else (base.model.get_submodule(site.norm),)
 
+    def neutral(self, config: PfeifferConfig, name: str) -> float:
+        """Without weights a bottleneck adds nothing."""
+        return 0.0
+
 
 @hub.hookimpl
 def hub_method() -> hub.Method[PfeifferConfig]:

@@ -192,21 +192,31 @@ class PrefixTuning(hub.Method[PrefixConfig]):
         self, config: PrefixConfig, tensors: Mapping[str, torch.Tensor]
     ) -> Mapping[str, torch.Tensor]:
         """P, which is all that peft reads, and the network, to train on."""
-        written = dict(tensors)
-        if config.projection:
-            own = {k.removeprefix(ENCODER): v for k, v in tensors.items() if k.startswith(ENCODER)}
-            count = sum(name.startswith("outputs.") and name.endswith(".bias") for name in own)
-            widths = [len(own[f"outputs.{place}.bias"]) for place in range(count)]
-            with torch.device("meta"):
-                n, width = own["embedding"].shape
-                encoder = PrefixEncoder(n, width, config.hidden_size, widths)
-            encoder.load_state_dict(own, assign=True)
-            with torch.no_grad():
-                rows = [encoder(place) for place in range(count)]
-            written["prompt_embeddings"] = torch.cat(rows, 1)
+        rows = fold(config, tensors)
         if config.decoder and config.layers:
-            written["prompt_embeddings"] = deal(written["prompt_embeddings"], config.layers)
-        return written
+            rows = deal(rows, config.layers)
+        return {**tensors, "prompt_embeddings": rows}
+
+    def neutral(self, config: PrefixConfig, name: str) -> float:
+        """No keys that are looked at are without effect; these are none of them."""
+        return 0.0
+
+    def join_config(self, configs: Sequence[PrefixConfig]) -> PrefixConfig:
+        """Without a network."""
+        size = PrefixConfig.hidden_size
+        return super().join_config(
+            [replace(config, projection=False, hidden_size=size) for config in configs]
+        )
+
+    def combine(
+        self,
+        configs: Sequence[PrefixConfig],
+        tensors: Sequence[Mapping[str, torch.Tensor]],
+        rule: hub.Rule,
+    ) -> tuple[PrefixConfig, Mapping[str, torch.Tensor]]:
+        """P of every part, whether a network makes it or not."""
+        parts = zip(configs, tensors, strict=True)
+        return super().combine(configs, [{"prompt_embeddings": fold(*p)} for p in parts], rule)
 
     def write_config(self, config: PrefixConfig) -> dict[str, Any]:
         """The fields of peft's PrefixTuningConfig.
@@ -243,6 +253,21 @@ PEFT_NAMES = {
     "layers": "num_layers",
 }
 NO_EFFECT = frozenset({"init_weights"})  # how the prefix began
+
+
+def fold(config: PrefixConfig, tensors: Mapping[str, torch.Tensor]) -> torch.Tensor:
+    """P, (n, sum of keys and values): where a network makes it, in float32."""
+    if not config.projection:
+        return tensors["prompt_embeddings"]
+    own = {k.removeprefix(ENCODER): v for k, v in tensors.items() if k.startswith(ENCODER)}
+    count = sum(name.startswith("outputs.") and name.endswith(".bias") for name in own)
+    widths = [len(own[f"outputs.{place}.bias"]) for place in range(count)]
+    with torch.device("meta"):
+        n, width = own["embedding"].shape
+        encoder = PrefixEncoder(n, width, config.hidden_size, widths)
+    encoder.load_state_dict(own, assign=True)
+    with torch.no_grad():
+        return torch.cat([encoder(place) for place in range(count)], 1)
 
 
 def read_stamp(encoder: PrefixEncoder, place: int) -> int:

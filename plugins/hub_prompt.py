@@ -145,6 +145,14 @@ class Prompt(hub.Method[PromptConfig]):
         """P, (n, d_model)."""
         return tensors["prompt_embeddings"]
 
+    def neutral(self, config: PromptConfig, name: str) -> float:
+        """Nothing that tokens could be is without effect; this is none of them."""
+        return 0.0
+
+    def join_config(self, configs: Sequence[PromptConfig]) -> PromptConfig:
+        """Without what the tokens started from."""
+        return super().join_config([strip_start(config) for config in configs])
+
     def write_config(self, config: PromptConfig) -> dict[str, Any]:
         """The fields of peft's PromptTuningConfig, which takes no text without a tokenizer."""
         start = "SAMPLE_VOCAB" if config.start == "vocabulary" else "RANDOM"
@@ -166,6 +174,11 @@ class Prompt(hub.Method[PromptConfig]):
         options["start"] = "random" if start == "RANDOM" else "vocabulary"
         hub.drop_neutral(known, frozenset())
         return self.make_config(**{k: v for k, v in options.items() if v is not None})
+
+
+def strip_start(config: PromptConfig) -> PromptConfig:
+    """The same without what the tokens started from."""
+    return replace(config, start="random", text=None, tokenizer=None, most_common=None)
 
 
 PEFT_NAMES = {

@@ -186,6 +186,28 @@ class PTuning(hub.Method[PTuningConfig]):
         """P, which is all that peft reads, and the network, to train on."""
         return {**tensors, "prompt_embeddings": self.virtual_tokens(config, tensors)}
 
+    def neutral(self, config: PTuningConfig, name: str) -> float:
+        """Nothing that tokens could be is without effect; this is none of them."""
+        return 0.0
+
+    def join_config(self, configs: Sequence[PTuningConfig]) -> PTuningConfig:
+        """Without a network."""
+        plain = PTuningConfig(encoder=None)
+        return super().join_config(
+            [replace(plain, tokens=config.tokens, d_model=config.d_model) for config in configs]
+        )
+
+    def combine(
+        self,
+        configs: Sequence[PTuningConfig],
+        tensors: Sequence[Mapping[str, torch.Tensor]],
+        rule: hub.Rule,
+    ) -> tuple[PTuningConfig, Mapping[str, torch.Tensor]]:
+        """P of every part, whatever network made it."""
+        parts = zip(configs, tensors, strict=True)
+        rows = [{"prompt_embeddings": self.virtual_tokens(*part)} for part in parts]
+        return super().combine(configs, rows, rule)
+
     def write_config(self, config: PTuningConfig) -> dict[str, Any]:
         """The fields of peft's PromptEncoderConfig, which knows no adapter without a network."""
         return {

@@ -16,6 +16,7 @@ acting      every site that is claimed
 serving     shapes, padding, rows, generation, company
 keeping     files, configuration, what is refused
 leaving     detaching and merging
+combining   several in one
 models      the tiny models
 snapshots   what must be left as it was
 """

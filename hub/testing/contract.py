@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
-from hub.testing import acting, keeping, learning, leaving, serving
+from hub.testing import acting, combining, keeping, learning, leaving, serving
 from hub.testing.subject import Subject, build_kind
 
 MODELS = ("llama", "gpt2", "bert", "bert/classification", "t5", "mixtral", "bloom")
@@ -30,6 +30,8 @@ class MethodContract:
     inert: what can't act though it learns or is claimed, and why: a pattern for the beginning of a
         tensor's name or a site's path, and the reason.
     merges: True where merging must work, False where it must be refused; None asks for either.
+    combines: True where two adapters must combine into one, False where that must be refused; None
+        asks for either.
     shake: how far the values of an adapter are moved, at random, to stand for trained ones.
     """
 
@@ -39,6 +41,7 @@ class MethodContract:
     refuses: ClassVar[Mapping[str, str]] = {}
     inert: ClassVar[Mapping[str, str]] = {}
     merges: ClassVar[bool | None] = None
+    combines: ClassVar[bool | None] = None
     shake: ClassVar[float] = 0.1
 
     def build_model(self, kind: str) -> Any:
@@ -56,6 +59,7 @@ class MethodContract:
             self.shake,
             self.inert,
             self.merges,
+            self.combines,
         )
 
     def pytest_generate_tests(self, metafunc: Any) -> None:
@@ -91,6 +95,9 @@ class MethodContract:
 
     def test_merging_changes_no_output_or_is_refused(self, kind: str) -> None:
         leaving.merge_or_refuse(self.make_subject(kind))
+
+    def test_combining_goes_by_the_weights_or_is_refused(self, kind: str) -> None:
+        combining.combine_or_refuse(self.make_subject(kind))
 
     def test_loading_gives_the_same_logits(self, kind: str) -> None:
         keeping.give_the_same_after_loading(self.make_subject(kind))

@@ -40,7 +40,7 @@ class Subject:
     build: gives the model of a kind, the same weights every time; it is never changed.
     shake: how far an adapter's values are moved, at random, to stand for trained ones.
     inert: what can't act, and why: a pattern for the beginning of a tensor's name, and the reason.
-    merges: whether `merge` must work; None when either will do.
+    merges, combines: whether `merge`, or `hub.combine`, must work; None when either will do.
     """
 
     method: str
@@ -50,6 +50,7 @@ class Subject:
     shake: float = 0.1
     inert: Mapping[str, str] = field(default_factory=dict)
     merges: bool | None = None
+    combines: bool | None = None
 
     def require(self, holds: bool, fault: str) -> None:
         """Raise BrokenPromise, in the subject's name, unless it holds."""

@@ -160,6 +160,60 @@ class Merging(Healthy):
         return torch.full_like(weight, 0.1)
 
 
+class Scaled(nn.Module):
+    """y * (1 + s (v - 1)): a learned vector that starts at one."""
+
+    def __init__(self, site: hub.Site, config: Config) -> None:
+        super().__init__()
+        self.strength = config.scale
+        self.scale = nn.Parameter(torch.ones(site.out_features))
+
+    def forward(self, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        return y * (1 + self.strength * (self.scale.to(y.dtype) - 1))
+
+
+class Skewed(Healthy):
+    """Says that zeros change nothing, and it is ones."""
+
+    name = "skewed"
+    layer = Scaled
+
+    def neutral(self, config: Config, name: str) -> float:
+        return 0.0
+
+
+class Hasty(Healthy):
+    """Takes the first of several for all of them."""
+
+    name = "hasty"
+
+    def combine(
+        self,
+        configs: Sequence[Config],
+        tensors: Sequence[Mapping[str, torch.Tensor]],
+        rule: hub.Rule,
+    ) -> tuple[Config, Mapping[str, torch.Tensor]]:
+        return configs[0], {name: tensor.clone() for name, tensor in tensors[0].items()}
+
+
+class Greedy(Healthy):
+    """Combines in place."""
+
+    name = "greedy"
+
+    def combine(
+        self,
+        configs: Sequence[Config],
+        tensors: Sequence[Mapping[str, torch.Tensor]],
+        rule: hub.Rule,
+    ) -> tuple[Config, Mapping[str, torch.Tensor]]:
+        mixed = {}
+        for name, tensor in tensors[0].items():
+            mixed[name] = rule.mix([part[name] for part in tensors], rule.weights)
+            tensor.copy_(mixed[name])
+        return configs[0], mixed
+
+
 class Rounding(Healthy):
     """Writes other values than it has."""
 
@@ -208,7 +262,12 @@ def make_method(layer: type[nn.Module]) -> hub.Method[Any]:
 
 
 METHODS: list[hub.Method[Any]] = [
-    *(kind() for kind in (Healthy, Deafened, Editing, Merging, Rounding, Careless, Empty)),
+    *(
+        kind()
+        for kind in (
+            Healthy, Deafened, Editing, Merging, Skewed, Hasty, Greedy, Rounding, Careless, Empty,
+        )
+    ),
     *map(
         make_method,
         (

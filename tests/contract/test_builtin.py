@@ -18,6 +18,7 @@ class Contract(MethodContract):
     """On fewer models than a plugin's author gets: all methods together take minutes otherwise."""
 
     models: ClassVar[Sequence[str]] = ("llama", "gpt2", "bert/classification", "t5", "mixtral")
+    combines: ClassVar[bool | None] = True
 
 
 class PromptContract(Contract):

@@ -15,6 +15,7 @@ from hub.testing import (
     MethodContract,
     Subject,
     acting,
+    combining,
     keeping,
     learning,
     leaving,
@@ -34,6 +35,7 @@ PROMISES: list[Promise] = [
     acting.act_at_every_site,
     leaving.leave_no_trace,
     leaving.merge_or_refuse,
+    combining.combine_or_refuse,
     keeping.give_the_same_after_loading,
     keeping.write_the_same_after_loading,
     keeping.keep_its_configuration,
@@ -83,6 +85,9 @@ def test_a_method_that_keeps_its_promises_passes(promise: Promise, kind: str) ->
         ("counting", serving.generate_with_and_without_cache, "the tokens with a cache, .* differ"),
         ("changing", learning.checkpoint_without_a_difference, "use_reentrant=False.* differ"),
         ("merging", leaving.merge_or_refuse, "the logits merged, and attached: they differ"),
+        ("skewed", combining.combine_or_refuse, "one adapter at weight 0, .* they differ"),
+        ("hasty", combining.combine_or_refuse, "the mean of two, the other way round: they differ"),
+        ("greedy", combining.combine_or_refuse, "shift of a part, after combining: they differ"),
         ("careless", keeping.keep_its_configuration, "the configuration reads back as"),
         ("stuck", learning.train_the_adapter_alone, "shift is where it started after 3 steps"),
         ("widening", serving.keep_every_shape, "its outputs are .* the bare model's"),
@@ -118,6 +123,14 @@ def test_merging_is_held_to_what_the_author_says() -> None:
         leaving.merge_or_refuse(Subject("lora", "llama", merges=False))
 
 
+def test_combining_is_held_to_what_the_author_says() -> None:
+    with pytest.raises(BrokenPromise, match="combining was refused: can't combine healthy"):
+        combining.combine_or_refuse(Subject("healthy", "llama", combines=True))
+    combining.combine_or_refuse(Subject("healthy", "llama", combines=False))
+    with pytest.raises(BrokenPromise, match="it was combined; it should have refused"):
+        combining.combine_or_refuse(Subject("lora", "llama", combines=False))
+
+
 def test_what_the_author_calls_inert_may_be_still() -> None:
     inert = {r"model\.layers\.\d\.self_attn\.v_proj": "an example"}
     acting.act_at_every_site(Subject("idle", "llama", inert=inert))
@@ -125,7 +138,9 @@ def test_what_the_author_calls_inert_may_be_still() -> None:
 
 def test_every_promise_is_in_the_class_and_tested_here() -> None:
     source = inspect.getsource(MethodContract)
-    promises = set(re.findall(r"(?:learning|acting|leaving|keeping|serving)\.(\w+)\(", source))
+    promises = set(
+        re.findall(r"(?:learning|acting|leaving|combining|keeping|serving)\.(\w+)\(", source)
+    )
     assert promises == {promise.__name__ for promise in PROMISES} | {"refuse_with_a_reason"}
 
 
@@ -146,7 +161,7 @@ def test_an_authors_class_runs_in_pytest(pytester: pytest.Pytester) -> None:
     )
     chosen = "every_site or stack or can_not_act"
     result = pytester.runpytest_inprocess("-p", "no:cacheprovider", "-k", chosen)
-    result.assert_outcomes(passed=5, failed=1, deselected=32)
+    result.assert_outcomes(passed=5, failed=1, deselected=34)
     result.stdout.fnmatch_lines(["*BrokenPromise: idle on llama: the gradient of*"])
 
 
