@@ -78,7 +78,10 @@ def hub_load(
 
 @hookspec(firstresult=True)
 def hub_compose(
-    site: Site, chains: Sequence[Sequence[nn.Module]], rows: Sequence[int] | None
+    site: Site,
+    chains: Sequence[Sequence[nn.Module]],
+    rows: Sequence[int] | None,
+    before: nn.Module | None,
 ) -> nn.Module | None:
     """Join what this method does at one site into one module with the same effect, but faster.
 
@@ -87,10 +90,12 @@ def hub_compose(
         one chain of two modules or more, which every row has: neighbours in a stack.
     rows: for each row of a batch its chain's number; a chain may be empty, which leaves a row as it
         is.
+    before: what was returned here for the rows until now, which are no more; its memory may be
+        taken over.
 
     The module returned is called like the others, ``forward(x, y) -> y``, with ``before(x)`` where
-    theirs have it. With rows x is ``(rows, n, in_features)``, y ``(rows, n, out_features)``. What it
-    gathers it may keep while no parameter of `chains` learns: it is asked for anew when rows
+    theirs have it. With rows x is ``(rows, n, in_features)``, y ``(rows, n, out_features)``. What
+    it gathers it may keep while no parameter of `chains` learns: it is asked for anew when rows
     change. Parameters that learn it must read at each call.
 
     The default runs one after the other, each on what the one before left, and the rows of each

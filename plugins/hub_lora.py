@@ -144,6 +144,96 @@ class LoRALayer(nn.Module):
         return self.scaling * (self.lora_B.weight.float() @ self.lora_A.weight.float())
 
 
+class LoRARows(nn.Module):
+    """LoRA at one projection for rows that have different ones, or stacks of them, or none.
+
+    A stack is one pair of factors, those of its layers side by side. What serves is gathered, one
+    pair for each row; shorter ones are filled up with zeros. What learns is read at each call.
+
+    before: the same for the rows before, whose copies are taken over where rows stay as they were.
+    """
+
+    def __init__(
+        self,
+        chains: Sequence[Sequence[LoRALayer]],
+        rows: Sequence[int],
+        before: LoRARows | None = None,
+    ) -> None:
+        super().__init__()
+        # In tuples, or torch would take the layers for children.
+        self.rows = tuple(tuple(chains[number]) for number in rows)
+        layers = {layer for chain in chains for layer in chain}
+        self.learns = any(p.requires_grad for layer in layers for p in layer.parameters())
+        self.kept: tuple[torch.Tensor, torch.Tensor] | None = None
+        if not self.learns:
+            self.kept = self.take_over(before)
+
+    def forward(self, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        """x: (rows, n, in_features), y: (rows, n, out_features) -> (rows, n, out_features)."""
+        A, B = self.kept or self.gather()
+        if x.dtype != A.dtype:
+            x = x.to(A.dtype)
+        h = torch.bmm(x, A.transpose(1, 2))
+        if y.dtype != A.dtype:
+            return y + torch.bmm(h, B).to(y.dtype)
+        return torch.baddbmm(y, h, B)
+
+    def gather(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """A, (rows, r, in_features), and s B transposed, (rows, r, out_features)."""
+        if self.kept is None and not self.learns:
+            self.kept = self.take_over(None)
+            return self.kept
+        layer = next(layer for chain in self.rows for layer in chain)
+        pairs = {chain: join_factors(chain, layer) for chain in dict.fromkeys(self.rows)}
+        r = max(len(A) for A, _ in pairs.values())
+        padded = {
+            chain: [F.pad(factor, (0, 0, 0, r - len(factor))) for factor in pair]
+            for chain, pair in pairs.items()
+        }
+        A, B = (torch.stack([padded[chain][i] for chain in self.rows]) for i in (0, 1))
+        return A, B
+
+    @torch.inference_mode(False)
+    @torch.no_grad()
+    def take_over(self, before: LoRARows | None) -> tuple[torch.Tensor, torch.Tensor]:
+        """What `gather` gives, in the copies of `before` where they are as large."""
+        layer = next(layer for chain in self.rows for layer in chain)
+        r = max(sum(layer.lora_A.out_features for layer in chain) for chain in self.rows)
+        like = layer.lora_A.weight
+        count = len(self.rows)
+        sizes = (count, r, layer.lora_A.in_features), (count, r, layer.lora_B.out_features)
+        known: Sequence[Sequence[LoRALayer] | None] = [None] * count
+        kept = None if before is None else before.kept
+        if before is not None and kept is not None:
+            if (kept[0].shape, kept[1].shape) == sizes and kept[0].dtype == like.dtype:
+                known, before.kept = before.rows, None
+            else:
+                kept = None
+        if kept is None:
+            kept = like.new_empty(sizes[0]), like.new_empty(sizes[1])
+        A, B = kept
+        for row, chain in enumerate(self.rows):
+            if chain == known[row]:
+                continue
+            start = 0
+            for layer in chain:
+                end = start + layer.lora_A.out_features
+                A[row, start:end].copy_(layer.lora_A.weight)
+                torch.mul(layer.lora_B.weight.T, layer.scaling, out=B[row, start:end])
+                start = end
+            A[row, start:].zero_()
+            B[row, start:].zero_()
+        return A, B
+
+
+def join_factors(chain: Sequence[LoRALayer], like: LoRALayer) -> tuple[torch.Tensor, torch.Tensor]:
+    """A, (r, in_features), and s B transposed, (r, out_features), of a stack; of none, r is 0."""
+    A, B = like.lora_A.weight[:0], like.lora_B.weight.T[:0]
+    A = torch.cat([A, *(layer.lora_A.weight for layer in chain)])
+    B = torch.cat([B, *(layer.lora_B.weight.T * layer.scaling for layer in chain)])
+    return A, B
+
+
 class LoRAEmbedding(nn.Module):
     """The two factors beside one embedding, by peft's names.
 
@@ -696,3 +786,20 @@ def hub_load(
 def hub_method() -> hub.Method[LoRAConfig]:
     """LoRA."""
     return LoRA()
+
+
+@hub.hookimpl
+def hub_compose(
+    site: hub.Site,
+    chains: Sequence[Sequence[nn.Module]],
+    rows: Sequence[int] | None,
+    before: nn.Module | None,
+) -> nn.Module | None:
+    """Rows with different adapters are one product of batches. Magnitudes, embeddings and a dropout
+    that learns go the slow way."""
+    own = [[layer for layer in chain if type(layer) is LoRALayer] for chain in chains]
+    if rows is None or own != [list(chain) for chain in chains]:
+        return None
+    if any(layer.dropout and layer.lora_A.weight.requires_grad for chain in own for layer in chain):
+        return None
+    return LoRARows(own, rows, before if isinstance(before, LoRARows) else None)

@@ -121,22 +121,25 @@ def count_virtual(chain: Chain) -> int:
         return len(run_extend(chain)) if any(map(extends, chain)) else 0
 
 
-def lay_table(table: Table, here: Here, chains: Sequence[Chain]) -> Chain:
-    """What acts at a site for a whole batch; `chains` are those of the table's lines.
+def lay_table(table: Table, here: Here, chains: Sequence[Chain], before: Chain = ()) -> Chain:
+    """What acts at a site for a whole batch; `chains` are those of the table's lines, and `before`
+    is what acted there until now.
 
     Raises AttachError where rows can't be told apart there.
     """
     if table.rows is None or not any(chains):
-        return join_rows(chains[:1], None, here)
+        return join_rows(chains[:1], None, here, before)
     if here.site.row_axis is None and here.site.expert is None:
         raise AttachError(
             f"rows with adapters of their own have no meaning at {here.site.path}: which row a "
             "vector belongs to is not known there; leave that module out of the adapters"
         )
-    return join_rows(chains, table.rows, here)
+    return join_rows(chains, table.rows, here, before)
 
 
-def join_rows(chains: Sequence[Chain], rows: tuple[int, ...] | None, here: Here) -> Chain:
+def join_rows(
+    chains: Sequence[Chain], rows: tuple[int, ...] | None, here: Here, before: Chain = ()
+) -> Chain:
     """One chain for rows with these, each step of it what one method does, by its plugin's faster
     way where it has one.
 
@@ -153,12 +156,19 @@ def join_rows(chains: Sequence[Chain], rows: tuple[int, ...] | None, here: Here)
             end = min(end, 1) if method is None else end
             taken.append(chain[:end])
             left[number] = chain[end:]
-        steps += join_step(taken, rows, method, here.site)
+        place = len(steps)
+        node = before[place] if place < len(before) else None
+        known = node.module if isinstance(node, JoinedNode) else None
+        steps += join_step(taken, rows, method, here.site, known)
     return tuple(steps)
 
 
 def join_step(
-    chains: Sequence[Chain], rows: tuple[int, ...] | None, method: str | None, site: Site
+    chains: Sequence[Chain],
+    rows: tuple[int, ...] | None,
+    method: str | None,
+    site: Site,
+    before: nn.Module | None,
 ) -> Chain:
     """One step: chains of one method, or of a node each."""
     if rows is None and len(chains[0]) == 1:
@@ -167,7 +177,7 @@ def join_step(
         joined = None
         if site.expert is None:
             joined = installed_methods().call(
-                "hub_compose", method, site=site, chains=chains, rows=rows
+                "hub_compose", method, site=site, chains=chains, rows=rows, before=before
             )
         if joined is not None and rows is None:
             return (joined,)

@@ -68,7 +68,7 @@ class Place:
             return self._laid[table.lines[0]]
         chains = [self.chain(line) for line in table.lines]
         chains = [tuple(m for m in chain if not extends(m)) for chain in chains]
-        chain = lay_table(table, self.here, chains)
+        chain = lay_table(table, self.here, chains, self.outer)
         prepared = tuple(filter(changes_input, chain)), tuple(filter(changes_output, chain))
         if table.rows is None:
             self._laid[table.lines[0]] = prepared

@@ -1,0 +1,180 @@
+"""What rows with different LoRA cost: decoding a batch of 32, over the bare model.
+
+    python benchmarks/mixed.py [--rounds 20] [--threads 2] [--hidden 768] [--layers 12] [--no-peft]
+
+LoRA r=8 on all linears; k different adapters in 32 rows, sorted by adapter or not; a token for
+each row with 32 in the cache. Bare model, ours, peft's (`adapter_names`, for k = 32) and a
+hand-written reference (two batched products in a hook at each projection, nothing else) run in turn
+in one process; printed are the ratios of the medians to the bare model's. Then rows that change:
+one row gets another of 64 residents every 1, 8 or 64 tokens, and the bytes that gathered copies
+take.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from measuring import measure
+from transformers import DynamicCache, LlamaConfig, LlamaForCausalLM, set_seed
+
+import hub
+
+ROWS = 32
+TARGETS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
+Step = Callable[[], None]
+
+
+def build_base(hidden: int, layers: int) -> LlamaForCausalLM:
+    """The same weights each time."""
+    set_seed(0)
+    config = LlamaConfig(
+        hidden_size=hidden,
+        intermediate_size=hidden * 8 // 3,
+        num_hidden_layers=layers,
+        num_attention_heads=hidden // 64,
+        num_key_value_heads=hidden // 64,
+        vocab_size=2048,
+        max_position_embeddings=512,
+    )
+    return LlamaForCausalLM(config).eval()
+
+
+def decode(model: Any, before: Step | None = None, **more: Any) -> Step:
+    """One token for each row after 32 in the cache, which is cut back each time."""
+    cache = DynamicCache(config=model.config)
+    ids = torch.arange(3, 35).repeat(ROWS, 1)
+    with torch.inference_mode():
+        model(input_ids=ids, past_key_values=cache, use_cache=True, **more)
+    token = torch.full((ROWS, 1), 40)
+
+    def step() -> None:
+        if before is not None:
+            before()
+        with torch.inference_mode():
+            model(input_ids=token, past_key_values=cache, use_cache=True, **more)
+        cache.crop(-1)
+
+    return step
+
+
+def shake(adapter: hub.Adapter, seed: int) -> hub.Adapter:
+    """Values that matter."""
+    draw = torch.Generator().manual_seed(seed)
+    for tensor in adapter.tensors.values():
+        tensor.data.normal_(0, 0.02, generator=draw)
+    return adapter
+
+
+def write_by_hand(model: Any, residents: int) -> None:
+    """Two batched products in a hook at each projection, for as many adapters as rows."""
+    for module in list(model.modules()):
+        if isinstance(module, torch.nn.Linear) and module is not model.lm_head:
+            A = torch.randn(ROWS, 8, module.in_features) * 0.02
+            B = torch.randn(ROWS, 8, module.out_features) * 0.02
+
+            def hook(_: Any, args: Any, y: Any, A: Any = A, B: Any = B) -> Any:
+                return torch.baddbmm(y, torch.bmm(args[0], A.transpose(1, 2)), B)
+
+            module.register_forward_hook(hook)
+
+
+def count_copies(model: Any) -> int:
+    """The bytes of gathered factors in a model that carries an attachment."""
+    hooks = (hook for m in model.modules() for hook in m._forward_hooks.values())
+    chains = (node for hook in hooks for node in getattr(hook, "chain", ()))
+    kept = (getattr(getattr(node, "module", None), "kept", None) for node in chains)
+    return sum(t.numel() * t.element_size() for pair in kept if pair for t in pair)
+
+
+def build_peft(base: Any) -> Any:
+    """peft's model with as many adapters as rows."""
+    import peft
+
+    config = peft.LoraConfig(r=8, lora_alpha=16, target_modules=TARGETS, task_type="CAUSAL_LM")
+    model = peft.get_peft_model(base, config, adapter_name="0")
+    for number in range(1, ROWS):
+        model.add_adapter(str(number), config)
+    for name, parameter in model.named_parameters():
+        if "lora_" in name:
+            torch.nn.init.normal_(parameter, std=0.02)
+    return model.eval()
+
+
+def main() -> None:
+    """Print the tables."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--rounds", type=int, default=20)
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--hidden", type=int, default=768)
+    parser.add_argument("--layers", type=int, default=12)
+    parser.add_argument("--no-peft", action="store_true")
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    size = (options.hidden, options.layers)
+    print(f"hidden {size[0]}, {size[1]} layers, {ROWS} rows, {options.threads} threads")
+
+    bare, hand, single, model = (build_base(*size) for _ in range(4))
+    write_by_hand(hand, ROWS)
+    like = hub.Adapter.create("lora", model, r=8, alpha=16, targets=TARGETS)
+    copies = [
+        hub.Adapter(
+            "lora",
+            like.config,
+            {n: t.detach().clone() for n, t in like.tensors.items()},
+            base=like.base,
+        )
+        for _ in range(2 * ROWS)
+    ]
+    adapters = [shake(adapter, seed) for seed, adapter in enumerate(copies)]
+    hub.attach(single, adapters[0], trainable=False)
+    attachment = hub.attach(model, hub.BatchSplit(*adapters), rows=[0] * ROWS, trainable=False)
+
+    for k in (1, 2, 4, 8, 16, 32):
+        layouts = {
+            "sorted": sorted(i % k for i in range(ROWS)),
+            "mixed": [i % k for i in range(ROWS)],
+        }
+        for layout, rows in layouts.items():
+            if k == 1 and layout == "mixed":
+                continue
+            attachment.route(rows)
+            steps = {"bare": decode(bare), "ours": decode(model)}
+            if k == 1:
+                steps["one adapter"] = decode(single)
+            if k == ROWS and layout == "mixed":
+                steps["by hand"] = decode(hand)
+                if not options.no_peft:
+                    names = [str(i % k) for i in range(ROWS)]
+                    steps["peft"] = decode(build_peft(build_base(*size)), adapter_names=names)
+            found = measure(steps, options.rounds)
+            shown = (f"{n} {t / found['bare']:.3f}" for n, t in found.items() if n != "bare")
+            print(f"k = {k:2} {layout:7} {', '.join(shown)}", flush=True)
+
+    print(f"gathered copies for {ROWS} rows: {count_copies(model) / 2**20:.0f} MiB", flush=True)
+    for every in (1, 8, 64):
+        rows, count = list(range(ROWS)), [0]
+
+        def change(every: int = every, rows: Any = rows, count: Any = count) -> None:
+            count[0] += 1
+            if count[0] % every == 0:
+                turn = count[0] // every
+                rows[turn % ROWS] = (rows[turn % ROWS] + ROWS) % (2 * ROWS)
+                attachment.route(rows)
+
+        attachment.route(rows)
+        found = measure(
+            {"bare": decode(bare), "ours": decode(model, change)},
+            max(options.rounds // 4, 3),
+            every,
+        )
+        print(
+            f"one row changes every {every:2} tokens: {found['ours'] / found['bare']:.3f}",
+            flush=True,
+        )
+
+
+if __name__ == "__main__":
+    main()
