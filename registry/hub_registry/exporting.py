@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import shutil
 import uuid
+from collections.abc import Iterator
 from pathlib import Path
 
 from hub_registry.blobs import BlobStore
@@ -17,8 +18,21 @@ OTHERWISE = "choose another folder"
 
 
 def export_version(blobs: BlobStore, version: Version, folder: Path) -> Path:
-    """Write every file, verified, beside `folder` and rename. Raises AlreadyExists where there is
-    a file or a folder that is not empty, CorruptBlob, StorageError."""
+    """Write every file, verified, to a folder that is new or empty. Raises AlreadyExists,
+    CorruptBlob, StorageError."""
+    with make_new_folder(folder) as temporary:
+        for name, entry in version.files.items():
+            # A file name out of a database that somebody else wrote must not lead elsewhere.
+            target = temporary / check_name(name, "file")
+            with storage_errors(folder.absolute(), "write", OTHERWISE):
+                blobs.copy(entry, target, f"{version.reference} {name}")
+    return folder.absolute()
+
+
+@contextlib.contextmanager
+def make_new_folder(folder: Path) -> Iterator[Path]:
+    """A temporary folder beside `folder`, which is given that name when all went well. Raises
+    AlreadyExists where there is a file or a folder that is not empty, StorageError."""
     folder = folder.absolute()
     with storage_errors(folder, "read", OTHERWISE):
         if folder.exists() and not folder.is_dir():
@@ -34,13 +48,8 @@ def export_version(blobs: BlobStore, version: Version, folder: Path) -> Path:
         stack.callback(shutil.rmtree, temporary, ignore_errors=True)
         with storage_errors(folder, "write", OTHERWISE):
             temporary.mkdir()
-        for name, entry in version.files.items():
-            # A file name out of a database that somebody else wrote must not lead elsewhere.
-            target = temporary / check_name(name, "file")
-            with storage_errors(folder, "write", OTHERWISE):
-                blobs.copy(entry, target, f"{version.reference} {name}")
+        yield temporary
         with storage_errors(folder, "write", OTHERWISE):
             sync_folder(temporary)
             temporary.rename(folder)
             sync_folder(folder.parent)
-    return folder

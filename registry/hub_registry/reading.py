@@ -76,8 +76,10 @@ def find_aliases(connection: Connection, adapter_id: int) -> dict[str, int]:
     return {row.name: row.number for row in rows}
 
 
-def find_versions(connection: Connection, name: str | None, task: str | None) -> list[Version]:
-    """The versions of an adapter, of a task, or all: by name, the newest first within one."""
+def find_versions(
+    connection: Connection, name: str | None, task: str | None, kind: str | None = None
+) -> list[Version]:
+    """The versions of a name, for a task, of a kind, or all: by name, the newest first in one."""
     query = (
         select(tables.version.c.id)
         .join(tables.adapter, tables.adapter.c.id == tables.version.c.adapter_id)
@@ -88,7 +90,28 @@ def find_versions(connection: Connection, name: str | None, task: str | None) ->
     if task is not None:
         query = query.join(tables.task, tables.task.c.id == tables.version.c.task_id)
         query = query.where(tables.task.c.name == task)
+    if kind is not None:
+        query = query.where(tables.version.c.kind == kind)
     return load_versions(connection, connection.execute(query).scalars().all())
+
+
+def find_parts(connection: Connection, row_ids: Sequence[int]) -> list[Version]:
+    """These versions and all that the compositions among them are made of, the oldest first."""
+    found: set[int] = set()
+    for start in range(0, len(row_ids), _BATCH):
+        part = (
+            select(tables.version.c.id)
+            .where(tables.version.c.id.in_(row_ids[start : start + _BATCH]))
+            .cte("part", recursive=True)
+        )
+        part = part.union(
+            select(tables.lineage.c.parent_id)
+            .join(part, part.c.id == tables.lineage.c.child_id)
+            .join(tables.version, tables.version.c.id == part.c.id)
+            .where(tables.version.c.kind == "composition")
+        )
+        found.update(connection.execute(select(part.c.id)).scalars())
+    return load_versions(connection, sorted(found))
 
 
 def find_adapters(connection: Connection) -> list[AdapterRow]:

@@ -27,6 +27,7 @@ from hub_registry.blobs import BlobStore
 from hub_registry.database import Database
 from hub_registry.errors import UnknownReference
 from hub_registry.identity import BaseIdentity
+from hub_registry.names import parse_reference
 from hub_registry.records import AdapterRow, Event, Fault, Finding, Swept, Version
 
 _DAY = 86_400.0
@@ -94,10 +95,21 @@ class Registry:
         with self.database.read() as connection:
             return reading.find_version(connection, reference)[1]
 
-    def list(self, name: str | None = None, task: str | None = None) -> builtins.list[Version]:
-        """Versions of an adapter, for a task, or all: by name, the newest first within one."""
+    def collect(self, versions: Sequence[Version | str]) -> builtins.list[Version]:
+        """These versions and all that the compositions among them are made of, the oldest first,
+        so that parts come before what they are in. Raises BadName, UnknownReference."""
         with self.database.read() as connection:
-            return reading.find_versions(connection, name, task)
+            references = [parse_reference(_refer(version)) for version in versions]
+            row_ids = [reading.find_version_id(connection, ref) for ref in references]
+            return reading.find_parts(connection, row_ids)
+
+    def list(
+        self, name: str | None = None, task: str | None = None, *, kind: str | None = None
+    ) -> builtins.list[Version]:
+        """Versions of a name, for a task, of a kind ("adapter", "composition"), or all: by name,
+        the newest first within one."""
+        with self.database.read() as connection:
+            return reading.find_versions(connection, name, task, kind)
 
     def adapters(self) -> builtins.list[AdapterRow]:
         """Every adapter with what its latest version is, by name."""

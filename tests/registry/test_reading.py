@@ -132,3 +132,41 @@ def test_where_a_registry_is_comes_from_the_environment(
 def test_a_registry_that_is_not_there_is_named_by_its_place(tmp_path: Path) -> None:
     with pytest.raises(UnknownReference, match=re.escape(str(tmp_path / "none"))):
         Registry(tmp_path / "none").get("sst2")
+
+
+def test_versions_are_collected_with_all_that_they_are_composed_of(
+    registry: Registry, add: Add
+) -> None:
+    def compose(name: str, *parents: str) -> None:
+        files = {"composition.json": f"{name} {parents}".encode()}
+        add(name=name, files=files, kind="composition", parents=parents)
+
+    for name, content in (("sst2", b"1"), ("de", b"2"), ("fr", b"3"), ("it", b"4")):
+        add(name=name, content=content)
+    add(name="de", content=b"5", parents=["it@1"])  # trained further: that is no part of it
+    compose("inner", "fr", "de@2")
+    compose("outer", "de@2", "inner", "sst2")
+    compose("other", "it")
+
+    def collect(*references: str) -> list[str]:
+        return [version.reference for version in registry.collect(references)]
+
+    assert collect("outer") == ["sst2@1", "fr@1", "de@2", "inner@1", "outer@1"]
+    assert collect("de") == ["de@2"]
+    assert collect("other", "inner", "it", "it@1") == ["fr@1", "it@1", "de@2", "inner@1", "other@1"]
+    assert registry.collect([registry.get("it")]) == [registry.get("it")]
+    assert collect() == []
+    assert [v.reference for v in registry.list(kind="composition")] == [
+        *("inner@1", "other@1", "outer@1")
+    ]
+    assert len(registry.list(kind="adapter")) == 5
+    with pytest.raises(UnknownReference, match="'nobody'"):
+        collect("outer", "nobody")
+
+
+def test_more_versions_are_collected_than_one_query_takes(
+    registry: Registry, add: Add, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("hub_registry.reading._BATCH", 2)
+    versions = [add(content=bytes([number])) for number in range(5)]
+    assert registry.collect(versions) == versions
