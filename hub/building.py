@@ -8,8 +8,11 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.utils._device import DeviceContext
 
 from hub.sites import Site
+
+FILLS = frozenset({"uniform_", "normal_", "kaiming_uniform_", "kaiming_normal_"})
 
 
 @dataclass(frozen=True)
@@ -25,12 +28,17 @@ class Modules:
 
     def owners(self) -> Iterator[tuple[str, nn.Module]]:
         """Every module that may hold tensors of its own, and what their names begin with."""
+        return ((start, owner) for _, start, owner in self.walk())
+
+    def walk(self) -> Iterator[tuple[str, str, nn.Module]]:
+        """The same, each after the path of its site; that is empty for what is shared."""
         known: set[nn.Module] = set()
         if self.shared is not None:
-            yield from walk_owners("", self.shared, set())
+            yield from (("", *found) for found in walk_owners("", self.shared, set()))
             known = set(self.shared.modules())
         for site, module in self.sites.items():
-            yield from walk_owners(f"{site.path}.", module, set(known))
+            for found in walk_owners(f"{site.path}.", module, set(known)):
+                yield site.path, *found
 
     def tensors(self) -> dict[str, torch.Tensor]:
         """Every tensor that the adapter keeps, by name."""
@@ -42,6 +50,25 @@ def build_modules(method: Any, sites: Sequence[Site], config: Any) -> Modules:
     shared = method.build_shared(sites, config)
     given = () if shared is None else (shared,)
     return Modules({site: method.build(site, config, *given) for site in sites}, shared)
+
+
+class Hollow(DeviceContext):
+    """Modules that are built inside have tensors without values, on the meta device.
+
+    Random numbers there are no numbers, and cost more than real ones: drawing them is skipped.
+    """
+
+    def __init__(self) -> None:
+        super().__init__("meta")
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        if getattr(func, "__name__", "") in FILLS:
+            tensor = args[0] if args else kwargs["tensor"]
+            if tensor.is_meta:
+                return tensor
+        return super().__torch_function__(func, types, args, kwargs)  # type: ignore[no-untyped-call]
 
 
 def walk_owners(

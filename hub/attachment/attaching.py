@@ -290,8 +290,8 @@ class Attachment:
         new = [adapter for adapter in list_adapters(lines) if adapter not in there]
         learners = choose_learners(new, trainable)
         self.notes += check_bases(new, self._model, allow_other_base)
-        sites = self._installation.sites
-        fits = {a: fit_adapter(a, self._model, sites, learns=a in learners) for a in new}
+        blueprints = self._installation.blueprints
+        fits = {a: fit_adapter(a, self._model, blueprints, learns=a in learners) for a in new}
         for line in lines:
             check_conflicts(line, {**there, **fits})
         self._installation.take(fits.values(), lines)

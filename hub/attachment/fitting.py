@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 
 import torch
 from torch import nn
@@ -14,7 +15,8 @@ from torch import nn
 from hub.adapter import Adapter, lies_in
 from hub.attachment.nodes import changes_input, changes_output, extends
 from hub.bases import Base
-from hub.building import Modules, build_modules, name_tensors, walk_owners
+from hub.blueprints import Blueprint, Blueprints, Piece
+from hub.building import Modules, name_tensors, walk_owners
 from hub.discovery import installed_methods
 from hub.errors import AttachError, MethodError
 from hub.heads import copy_head
@@ -56,8 +58,8 @@ class Fit:
         }.values()
 
 
-def fit_adapter(adapter: Adapter, model: nn.Module, sites: Sequence[Site], *, learns: bool) -> Fit:
-    """Build the live modules of `adapter` for `model`, whose sites are `sites`.
+def fit_adapter(adapter: Adapter, model: nn.Module, blueprints: Blueprints, *, learns: bool) -> Fit:
+    """Make the live modules of `adapter` for `model`, by its blueprints.
 
     A learning adapter's own parameters are used, in float32, so that training changes the adapter.
     A serving one gets parameters of the precision of the module it acts on, that share the
@@ -67,23 +69,33 @@ def fit_adapter(adapter: Adapter, model: nn.Module, sites: Sequence[Site], *, le
     configuration does not, MethodError where the method's plugin is at fault.
     """
     method = installed_methods().get(adapter.method)
-    sites = [site for site in sites if not lies_in(site.path, adapter.heads)]
-    chosen = method.choose_sites(sites, adapter.config)
-    with torch.device("meta"):
-        built = build_modules(method, chosen, adapter.config)
-    fit = Fit(adapter, learns, built, {path: copy_head(model, path) for path in adapter.heads})
-    expected = {name: tuple(tensor.shape) for name, tensor in name_tensors(fit.owners()).items()}
-    check_names(adapter, expected)
-    for start, owner in fit.owners():
-        fill_module(owner, start, adapter, find_place(model, start), learns=learns)
-    for site, module in fit.sites.items():
+    blueprint = blueprints.find(method, adapter.config, adapter.heads)
+    heads = {path: copy_head(model, path).train(model.training) for path in adapter.heads}
+    owners = [
+        (path, *found)
+        for path, head in heads.items()
+        for found in walk_owners(f"{path}.", head, set())
+    ]
+    own = name_tensors((start, owner) for _, start, owner in owners)
+    check_names(adapter, blueprint.shapes | {name: tuple(t.shape) for name, t in own.items()})
+    built, made = blueprint.make(training=model.training)
+    made += [(Piece.of(*owner), owner[2]) for owner in owners]
+    path, place = "", find_place(model, "")
+    for piece, module in made:
+        if piece.path != path:
+            path, place = piece.path, find_place(model, piece.path)
+        fill_module(module, piece, adapter, place, learns=learns)
+    for site, module in built.sites.items():
         method.bind(module, site, Base(model, site.owner, site.part))
-    return fit
+    return Fit(adapter, learns, built, heads)
 
 
 def check_names(adapter: Adapter, expected: Mapping[str, tuple[int, ...]]) -> None:
     """Raise AttachError unless the adapter has exactly the tensors that the model calls for."""
     found = adapter.tensors
+    alike = found.keys() == expected.keys()
+    if alike and all(found[name].shape == shape for name, shape in expected.items()):
+        return
     missing = [name for name in expected if name not in found]
     extra = [name for name in found if name not in expected]
     wrong = [
@@ -107,32 +119,33 @@ def check_names(adapter: Adapter, expected: Mapping[str, tuple[int, ...]]) -> No
 
 
 def fill_module(
-    owner: nn.Module,
-    start: str,
+    module: nn.Module,
+    piece: Piece,
     adapter: Adapter,
     place: tuple[torch.device, torch.dtype],
     *,
     learns: bool,
 ) -> None:
-    """Put the adapter's tensors, whose names begin with `start`, into one live module."""
+    """Put the adapter's tensors into one live module, which is like `piece`."""
     device, dtype = place
-    for name in [name for name, _ in owner.named_parameters(recurse=False)]:
-        parameter = adapter.tensors[start + name]
+    for name, key in piece.parameters:
+        parameter = adapter.tensors[key]
         if learns:
             parameter.data = parameter.data.to(device=device, dtype=torch.float32)
             parameter.requires_grad_(True)
         else:
-            parameter = nn.Parameter(
-                parameter.detach().to(device=device, dtype=dtype), requires_grad=False
-            )
-        owner.register_parameter(name, parameter)
-    for name in [name for name, _ in owner.named_buffers(recurse=False)]:
-        if start + name not in adapter.tensors:
+            value: torch.Tensor = parameter
+            if value.dtype != dtype or value.device != device:
+                value = value.detach().to(device=device, dtype=dtype)
+            parameter = nn.Parameter(value, requires_grad=False)
+        module._parameters[name] = parameter
+    for name, key in piece.buffers:
+        if key not in adapter.tensors:
             raise MethodError(
                 f"method {adapter.method!r} keeps the buffer {name!r} out of its state, so a "
                 "loaded adapter can't fill it; make it persistent, or compute it in forward"
             )
-        setattr(owner, name, adapter.tensors[start + name].detach().to(device))
+        module._buffers[name] = adapter.tensors[key].detach().to(device)
 
 
 def find_place(model: nn.Module, path: str) -> tuple[torch.device, torch.dtype]:
@@ -146,8 +159,8 @@ def find_place(model: nn.Module, path: str) -> tuple[torch.device, torch.dtype]:
         module = child
         holders.append(module)
     for holder in reversed(holders):
-        for parameter in holder.parameters():
-            if parameter.is_floating_point():
+        for parameter in chain(holder._parameters.values(), holder.parameters()):
+            if parameter is not None and parameter.is_floating_point():
                 return parameter.device, parameter.dtype
     return torch.device("cpu"), torch.float32
 
@@ -168,11 +181,7 @@ def list_places(model: nn.Module, adapters: Iterable[Adapter]) -> list[str]:
     for adapter in adapters:
         method = installed_methods().get(adapter.method)
         sites = [site for site in find_sites(model) if not lies_in(site.path, adapter.heads)]
-        with torch.device("meta"):
-            built = build_modules(
-                method, method.choose_sites(sites, adapter.config), adapter.config
-            )
-        for site, module in built.sites.items():
+        for site, module in Blueprint(method, sites, adapter.config).built.sites.items():
             if extends(module):
                 raise AttachError(
                     f"{adapter.label} puts virtual tokens in front, and a fuse chooses among what "

@@ -19,6 +19,7 @@ from hub.attachment.hanging import Fronts
 from hub.attachment.places import Place
 from hub.attachment.repeating import Generator, Repeater
 from hub.attachment.routing import Table, list_answering
+from hub.blueprints import Blueprints
 from hub.composition import Part, Split, walk
 from hub.errors import AttachError
 from hub.sites import ATTACHED, Site, find_sites
@@ -36,8 +37,9 @@ class Installation:
         self.container = container
         self.switch = Switch()
         self.fits: dict[Adapter, Fit] = {}
-        self.sites = find_sites(model)
-        self.fronts = Fronts(model, self.switch, self.sites)
+        sites = find_sites(model)
+        self.blueprints = Blueprints(sites)
+        self.fronts = Fronts(model, self.switch, sites)
         self._places: dict[Site, Place] = {}
         self._heads: dict[str, HeadHook] = {}
         self._handles: list[RemovableHandle] = []

@@ -1,0 +1,158 @@
+"""Blueprints: what a method builds for a configuration, to be copied for each adapter that has it.
+
+That is the same each time but for its values, and those come from the adapter. Building one module
+takes torch longer than copying ten.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import enum
+import types
+from collections import OrderedDict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from hub.adapter import lies_in
+from hub.building import Hollow, Modules, build_modules
+from hub.sites import Site
+
+KEPT = 8
+CONTAINERS = (dict, OrderedDict, list, set)
+TABLES = ("_parameters", "_buffers", "_modules")
+CONSTANTS: tuple[type, ...] = (
+    *(type(None), bool, int, float, complex, str, bytes, type),
+    *(torch.dtype, torch.device, enum.Enum),
+)
+
+
+@dataclass(frozen=True)
+class Piece:
+    """A module of a blueprint.
+
+    path: that of its site; empty where it is shared.
+    parameters, buffers: their names, each with the name that the adapter has it by.
+    containers: the attributes that a copy must have for itself.
+    """
+
+    path: str
+    module: nn.Module
+    parameters: tuple[tuple[str, str], ...]
+    buffers: tuple[tuple[str, str], ...]
+    containers: tuple[str, ...]
+
+    @classmethod
+    def of(cls, path: str, start: str, module: nn.Module) -> Piece:
+        """That of a module whose tensors' names begin with `start`."""
+        parameters, buffers = (
+            tuple((name, start + name) for name, tensor in table.items() if tensor is not None)
+            for table in (module._parameters, module._buffers)
+        )
+        containers = (name for name, value in vars(module).items() if type(value) in CONTAINERS)
+        return cls(path, module, parameters, buffers, tuple(containers))
+
+    def copy(self) -> nn.Module:
+        """A module like it, with the same tensors and children."""
+        kind = type(self.module)
+        twin: nn.Module = kind.__new__(kind)
+        table, own = vars(twin), vars(self.module)
+        table.update(own)
+        for name in self.containers:
+            table[name] = own[name].copy()
+        return twin
+
+
+class Blueprint:
+    """What a method builds for a configuration, at the sites that it chooses, without values.
+
+    shapes: of every tensor that an adapter must have, by name.
+    copied: whether copies can be made; where not, it is good for one adapter.
+    """
+
+    def __init__(self, method: Any, sites: Sequence[Site], config: Any) -> None:
+        with Hollow():
+            self.built = build_modules(method, method.choose_sites(sites, config), config)
+        self.shapes = {name: tuple(t.shape) for name, t in self.built.tensors().items()}
+        self.pieces = [Piece.of(*found) for found in self.built.walk()]
+        self.training = True
+        modules = [piece.module for piece in self.pieces]
+        self.copied = len(set(modules)) == len(modules) and all(map(is_plain, modules))
+
+    def make(self, *, training: bool) -> tuple[Modules, list[tuple[Piece, nn.Module]]]:
+        """Modules that are nobody else's, without values; and each of them with its piece."""
+        if self.training != training:
+            self.training = training
+            for piece in self.pieces:
+                piece.module.train(training)
+        if not self.copied:
+            return self.built, [(piece, piece.module) for piece in self.pieces]
+        made = [(piece, piece.copy()) for piece in self.pieces]
+        twins: dict[nn.Module | None, Any] = {piece.module: twin for piece, twin in made}
+        twins[None] = None
+        for _, twin in made:
+            for name, child in twin._modules.items():
+                twin._modules[name] = twins[child]
+        sites = {site: twins[module] for site, module in self.built.sites.items()}
+        return Modules(sites, twins[self.built.shared]), made
+
+
+class Blueprints:
+    """Those of the configurations that a model met last.
+
+    sites: where methods can act on the model.
+    """
+
+    def __init__(self, sites: Sequence[Site]) -> None:
+        self.sites = tuple(sites)
+        self._kept: list[tuple[Any, Blueprint]] = []
+
+    def find(self, method: Any, config: Any, heads: tuple[str, ...] = ()) -> Blueprint:
+        """That of a configuration, at sites outside of `heads`. Raises what the method raises."""
+        key = method, config, heads
+        for number, (known, blueprint) in enumerate(self._kept):
+            if known == key:
+                self._kept.insert(0, self._kept.pop(number))
+                return blueprint
+        sites = [site for site in self.sites if not lies_in(site.path, heads)]
+        blueprint = Blueprint(method, sites, config)
+        if blueprint.copied:
+            self._kept = [(key, blueprint), *self._kept[: KEPT - 1]]
+        return blueprint
+
+
+def is_plain(module: nn.Module) -> bool:
+    """Whether a copy that shares what can't change is as good as another one that was built: what
+    a module holds beside its tensors and children are constants, or containers of them."""
+    if any("__slots__" in vars(kind) for kind in type(module).__mro__[:-1]):
+        return False
+    tensors = (*module._parameters.values(), *module._buffers.values())
+    if not all(type(tensor) in (nn.Parameter, torch.Tensor, type(None)) for tensor in tensors):
+        return False
+    return all(holds_constants(v) for name, v in vars(module).items() if name not in TABLES)
+
+
+def holds_constants(value: Any) -> bool:
+    """Whether a value is a constant or a container of constants."""
+    if type(value) not in CONTAINERS:
+        return is_constant(value)
+    return all(map(is_constant, value)) and (
+        not isinstance(value, dict) or all(map(is_constant, value.values()))
+    )
+
+
+def is_constant(value: Any) -> bool:
+    """Whether nothing about a value can change, and it is part of no module."""
+    if isinstance(value, tuple | frozenset):
+        return all(map(is_constant, value))
+    if isinstance(value, types.FunctionType):
+        return value.__closure__ is None
+    if isinstance(value, types.BuiltinFunctionType):
+        return value.__self__ is None or isinstance(value.__self__, types.ModuleType | type)
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        frozen: bool = value.__dataclass_params__.frozen  # type: ignore[attr-defined]
+        return frozen and all(map(holds_constants, vars(value).values()))
+    return isinstance(value, CONSTANTS)
