@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from hub.attachment.fronts import Front, list_parameters
-from hub.attachment.placing import find_order, take_tokens
+from hub.attachment.placing import take_tokens
 from hub.errors import AttachError
 
 
@@ -55,7 +55,10 @@ class Crossing:
         if not self.front.switch.on or not self.front.count or not isinstance(output, Mapping):
             return None
         count, mask = self.front.count, kwargs.get("attention_mask")
-        order = find_order(mask[:, :-count], count) if mask is not None else None
+        order = None
+        if mask is not None and mask.shape[1] > count:
+            owner = self.front.find_owner(len(mask), mask.device)
+            order = self.front.find_order(mask, owner, spread=True)
         changed = {}
         for name, value in output.items():
             if value is not None and (name == "cross_attentions" or name.startswith("encoder_")):

@@ -14,7 +14,7 @@ from __future__ import annotations
 import inspect
 import itertools
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -36,9 +36,9 @@ from hub.attachment.effects import Switch
 from hub.attachment.frames import Frame, find_frame, pop_frame, push_frame
 from hub.attachment.mixing import count_each
 from hub.attachment.nodes import Chain, run_extend
-from hub.attachment.placing import arrange, find_order, take_tokens
+from hub.attachment.placing import arrange, find_order, find_places, take_tokens
 from hub.errors import AttachError
-from hub.sites.tracing import list_words
+from hub.sites.shifting import Shift
 
 IGNORED = -100  # a label that counts for nothing
 
@@ -67,10 +67,10 @@ class Ahead:
 class Front:
     """What is put in front of the tokens of one module, the host.
 
-    Rows may have different things in front of them. There is room for the longest then, each kind
-    stands at the end of its room, and what is left before it is hidden by the mask.
+    Rows may have different things in front of them. There is room for the most of each kind then,
+    and what a row leaves empty comes before what it has, or behind its tokens, hidden by the mask.
 
-    word: the token id of a placeholder.
+    word: the token id of a placeholder; padding: that of a place which a row leaves empty.
     offset: positions that the model puts before all of these by itself.
     axis: that of the positions in what the input embeddings give.
     cut: whether the outputs shall be those of the tokens given alone.
@@ -78,8 +78,13 @@ class Front:
     number: tells the caches that it filled from those of other fronts, and of other tables; a copy
         of a model keeps it.
     ruled: whether someone asks at which positions of a row it acts.
-    shift: how rows with differently much in front of them are numbered, see `find_shift`; asked
-        when there are such.
+    real: of each line, which of the places in front it fills, (lines, count), before they are
+        brought in order; real_moved: the same of what attention alone is given; ahead, prompts: how
+        many it has of all, and of prompts, (lines,). None where all lines have the same.
+    blanks: of each line, which of the first places are its blanks, (lines, count); free: how many
+        of them come behind those, (lines,).
+    shift: finds how rows with differently much in front of them can be told apart, see
+        `find_shift`; asked when there are such.
     """
 
     def __init__(
@@ -87,21 +92,23 @@ class Front:
         switch: Switch,
         host: nn.Module,
         word: int,
+        padding: int,
         *,
         offset: int = 0,
         axis: int = 1,
         cut: bool = True,
-        shift: Callable[[], str] | None = None,
+        shift: Callable[[], Shift] | None = None,
     ) -> None:
         self.switch = switch
         self.parameters = list_parameters(host)
         self.word = word
+        self.padding = padding
         self.offset = offset
         self.axis = axis
         self.cut = cut
-        self.shift = shift
+        self.ask_shift = shift
         self.ruled = False
-        self._numbered: str | None = None
+        self._found: Shift | None = None
         self.fill: Callable[[Any, int], bool] | None = None
         self.lay([Ahead()], None)
 
@@ -113,33 +120,37 @@ class Front:
         sizes = [line.sizes for line in lines]
         blank, prompt, moved = (max(size) for size in zip(*sizes, strict=True))
         uneven = len(set(sizes)) > 1
-        self.numbering = self._find_numbering() if uneven else "mask"
+        self.shift = self._find_shift() if len({size[:2] for size in sizes}) > 1 else Shift()
+        if len({size[2] for size in sizes}) > 1:  # what attention alone is given is in no mask
+            self.shift = replace(self.shift, by="positions")
         self.number = next(_numbers)
         self.lines = tuple(lines)
         self.rows = None if rows is None or len(lines) == 1 else tuple(rows)
         self.blank, self.moved, self.count = blank, moved, blank + prompt
         self.ahead = torch.tensor([sum(size) for size in sizes]) if uneven else None
-        self.real = self.real_moved = None
+        self.real = self.real_moved = self.prompts = self.blanks = self.free = None
         if uneven:
-            parts = [
-                mark_ends([size[kind] for size in sizes], most)
-                for kind, most in enumerate((blank, prompt, moved))
-            ]
-            self.real, self.real_moved = torch.cat(parts[:2], dim=1), parts[2]
+            self.real = mark_ends([size[0] + size[1] for size in sizes], self.count)
+            self.real_moved = mark_ends([size[2] for size in sizes], moved)
+            self.prompts = torch.tensor([size[1] for size in sizes])
+            blanks = torch.tensor([size[0] for size in sizes])
+            self.free = self.count - blanks if self.shift.behind else self.prompts
+            place = torch.arange(self.count) + self.free.unsqueeze(1)
+            self.blanks = (place < self.count) & (place >= (self.count - blanks).unsqueeze(1))
 
     @property
     def acts(self) -> bool:
         """Whether there is anything for it to do."""
         return bool(self.count or self.moved or self.ruled)
 
-    def _find_numbering(self) -> str:
-        if self._numbered is None and self.shift is not None:
+    def _find_shift(self) -> Shift:
+        if self._found is None and self.ask_shift is not None:
             before, self.switch.on = self.switch.on, False
             try:
-                self._numbered = self.shift()
+                self._found = self.ask_shift()
             finally:
                 self.switch.on = before
-        return self._numbered or "mask"
+        return self._found or Shift()
 
     def find_owner(self, rows: int, device: torch.device) -> Tensor | None:
         """Which line each of `rows` rows has, (rows,); None where there is one. Raises AttachError
@@ -188,6 +199,12 @@ class Front:
             frame = Frame(0, rows, length, known.cached, known.behind, known.room)
         frame.owner = self.find_owner(rows, given.device)
         held = count_cached(kept)
+        if self.shift.by == "ids" and ids is None:
+            raise AttachError(
+                f"{type(module).__name__} counts positions by its token ids, so rows with "
+                "differently many virtual positions need input_ids and not inputs_embeds; give "
+                "them equally many"
+            )
         if self.ahead is not None and kwargs.get("attention_mask") is None:
             if "attention_mask" not in self.parameters:
                 raise AttachError(
@@ -199,9 +216,12 @@ class Front:
         check_room(frame.room, held, frame)
         check_mask(kwargs.get("attention_mask"), frame)
         check_tokens(kwargs, held, frame)
-        frame.order = self._find_order(kwargs.get("attention_mask"), frame)
+        mask = kwargs.get("attention_mask")
+        if frame.inserted and isinstance(mask, Tensor) and mask.dim() == 2:
+            spread = mask.shape[1] == frame.inserted + length  # on the way here
+            frame.order = self.find_order(mask, frame.owner, spread=spread)
         if self.ruled:
-            frame.places = self._measure(kwargs.get("attention_mask"), frame, held, given.device)
+            frame.places = self._measure(mask, frame, held, given.device)
         self._move_positions(kwargs, frame, held)
         for name in kwargs if frame.inserted else ("attention_mask",):
             if isinstance(kwargs.get(name), Tensor):
@@ -266,14 +286,18 @@ class Front:
         ]
         tokens = line_up(tables, count, frame.owner)  # (rows or 1, count, d_model)
         start, end = offset + self.blank, offset + self.count
-        if order is None:
-            tokens = tokens.expand(len(vectors), -1, -1)
+        tokens = tokens.expand(len(vectors), -1, -1)
+        if order is None and self.prompts is None:
             return torch.cat([vectors[:, :start], tokens, vectors[:, end:]], dim=1)
-        virtual = (order < count).unsqueeze(-1)
-        tokens = tokens.expand(len(order), -1, -1)
-        found = arrange(tokens, order.clamp(max=count - 1))
-        body = torch.where(virtual, found, vectors[:, offset:])
-        return torch.cat([vectors[:, :offset], body], dim=1)
+        body = vectors[:, offset:]
+        place = torch.arange(body.shape[1], device=body.device) if order is None else order
+        place = place.expand(len(body), -1) - self.blank  # among the virtual tokens
+        first: int | Tensor = 0
+        if self.prompts is not None:  # a row that has fewer has its blanks before them, or nothing
+            first = count - self.prompts.to(body.device)[frame.owner].unsqueeze(1)
+        found = arrange(tokens, place.clamp(min=0, max=count - 1))
+        virtual = ((place >= first) & (place < count)).unsqueeze(-1)
+        return torch.cat([vectors[:, :offset], torch.where(virtual, found, body)], dim=1)
 
     def spread_mask(self, mask: Tensor, owner: Tensor | None = None) -> Tensor:
         """A mask with ones for the positions in front, (rows, count + seq); zeros for the room that
@@ -281,7 +305,7 @@ class Front:
         front = mask.new_ones(len(mask), self.count)
         if self.real is not None and owner is not None:
             front = self.real.to(mask.device)[owner].to(mask.dtype)
-        order = find_order(mask, self.count) if not self.blank else None
+        order = self.find_order(mask, owner, spread=False)
         spread: Tensor = arrange(torch.cat([front, mask], dim=1), order)
         return spread
 
@@ -300,28 +324,36 @@ class Front:
         places: Tensor = arrange(torch.cat([front, own], dim=1), frame.order)
         return places
 
-    def _find_order(self, mask: Any, frame: Frame) -> Tensor | None:
+    def find_order(self, mask: Tensor, owner: Tensor | None, *, spread: bool) -> Tensor | None:
+        """What comes at each place where rows are padded on the left, see `placing.find_order`.
+
+        mask: of the tokens alone, or, `spread`, what `spread_mask` made of that.
+        """
+        empty = None
+        if self.real is not None and owner is not None:
+            empty = (~self.real).sum(1).to(mask.device)[owner].unsqueeze(1)
+        if spread:
+            padding = (mask.cumsum(1) == 0).sum(1, keepdim=True)
+            if empty is not None and not self.shift.behind:
+                padding = padding - empty
+            mask = torch.arange(mask.shape[1] - self.count, device=mask.device) >= padding
         # Blanks stay in front: a layer that checkpointing runs again knows of no padding.
-        if self.blank or not frame.inserted or not isinstance(mask, Tensor) or mask.dim() != 2:
-            return None
-        if mask.shape[1] == frame.inserted + frame.length:  # spread on the way here
-            empty = (mask.cumsum(1) == 0).sum(1, keepdim=True)
-            if self.real is not None and frame.owner is not None:
-                empty = empty - (~self.real).sum(1).to(empty)[frame.owner].unsqueeze(1)
-            mask = torch.arange(frame.length, device=mask.device) >= empty
-        return find_order(mask, self.count)
+        moving: int | Tensor = self.count - self.blank
+        if moving and self.prompts is not None and owner is not None:
+            moving = self.prompts.to(mask.device)[owner].unsqueeze(1)
+        if self.shift.behind and empty is not None:
+            return find_order(mask, self.count, moving, empty)
+        return find_order(mask, self.count, moving) if self.count > self.blank else None
 
     def _move_positions(self, kwargs: dict[str, Any], frame: Frame, held: int) -> None:
         """Let the tokens' positions begin after those in front of them."""
         positions = kwargs.get("position_ids")
-        if self.ahead is not None and positions is None and "position_ids" in self.parameters:
-            mask = kwargs["attention_mask"]
-            if self.numbering == "positions":  # the model counts what is padded too
-                mask = torch.ones_like(mask)
-            positions = (mask.cumsum(1) - 1).clamp(min=0)[:, -frame.length :]
+        known = "position_ids" in self.parameters
         if positions is not None:
             kwargs["position_ids"] = self._number(positions, frame)
-        elif self.moved and not frame.behind and "position_ids" in self.parameters:
+        elif known and frame.owner is not None and self.shift.by == "positions":
+            kwargs["position_ids"] = self._count(frame, held, frame.owner)
+        elif known and self.moved and not frame.behind:
             # What the model does not see in its cache, it can't count.
             device = next(v.device for v in kwargs.values() if isinstance(v, Tensor))
             count = frame.inserted + frame.length
@@ -361,6 +393,20 @@ class Front:
         numbered: Tensor = moved
         return numbered
 
+    def _count(self, frame: Frame, held: int, owner: Tensor) -> Tensor:
+        """The positions of all, (rows, inserted + length), as a model counts them that counts its
+        padding, but not the room that a row leaves empty."""
+        assert self.real is not None and self.real_moved is not None and self.ahead is not None
+        if not frame.inserted:
+            start = frame.find_start(held)
+            own = torch.arange(start, start + frame.length, device=owner.device)
+            return own + self.ahead.to(owner)[owner].unsqueeze(1)
+        steps = self.real.to(owner)[owner]
+        steps = torch.cat([steps, steps.new_ones(frame.rows, frame.length)], dim=1)
+        moved = self.real_moved.to(owner).sum(1)[owner].unsqueeze(1)
+        counted: Tensor = (arrange(steps, frame.order).cumsum(1) - 1).clamp(min=0) + moved
+        return counted
+
     def _spares_logits(self, kwargs: dict[str, Any], frame: Frame) -> bool:
         """Whether the head need not run on what is taken off again: it can be told so, the tokens
         are the last positions, and no loss is asked for."""
@@ -375,7 +421,7 @@ class Front:
         if name.startswith(("encoder_", "cross_", "past_")):
             return value
         if name in ("start_positions", "end_positions"):
-            return value + frame.inserted
+            return find_places(frame.order, frame.inserted, value)
         if name == "attention_mask":
             return self._widen_mask(value, frame)
         if self.blank and "causal" in name and value.shape == (frame.length, frame.length):
@@ -386,6 +432,9 @@ class Front:
         front = value[:, :1].expand(-1, frame.inserted, *value.shape[2:])
         if name == "input_ids":
             front = torch.full_like(front, self.word)
+            if self.real is not None and frame.owner is not None:
+                real = self.real.to(front.device)[frame.owner]
+                front = front.masked_fill(~real, self.padding)
         elif name.endswith("labels"):
             if value.is_floating_point():
                 return value
@@ -414,27 +463,25 @@ def list_parameters(module: nn.Module) -> tuple[str, ...]:
     return tuple(inspect.signature(module.forward).parameters)
 
 
-def choose_word(model: nn.Module) -> int:
-    """The id of a token that means nothing special to `model`, for placeholders.
-
-    From the middle: the lowest ids are special even where no configuration says so.
-    """
-    words = list_words(model)
-    return words[len(words) // 2]
-
-
 def mark_ends(counts: Sequence[int], most: int) -> Tensor:
     """For each count that many ones at the end of `most` places, (counts, most), bool."""
     place = torch.arange(most)
     return place >= most - torch.tensor(list(counts)).unsqueeze(-1)
 
 
-def line_up(tables: Sequence[Tensor], count: int, owner: Tensor | None) -> Tensor:
+def line_up(
+    tables: Sequence[Tensor], count: int, owner: Tensor | None, behind: Tensor | None = None
+) -> Tensor:
     """Tables of (n, width) at the end of `count` places, one for each row: (rows, count, width).
 
     owner: which table each row has; None for the one that there is, (1, count, width).
+    behind: how many places each table leaves free at the end; None for none.
     """
     if len(tables) == 1:
         return tables[0].unsqueeze(0)
-    padded = [nn.functional.pad(table, (0, 0, count - len(table), 0)) for table in tables]
+    free = [0] * len(tables) if behind is None else behind.tolist()
+    padded = [
+        nn.functional.pad(table, (0, 0, count - len(table) - after, after))
+        for table, after in zip(tables, free, strict=True)
+    ]
     return torch.stack(padded)[owner]

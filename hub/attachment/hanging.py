@@ -14,7 +14,7 @@ from hub.attachment.chains import count_virtual
 from hub.attachment.crossing import Crossing
 from hub.attachment.effects import Switch
 from hub.attachment.frames import Ruler
-from hub.attachment.fronts import Ahead, Front, choose_word
+from hub.attachment.fronts import Ahead, Front
 from hub.attachment.nodes import Chain, extends
 from hub.attachment.places import Place
 from hub.attachment.prefixes import AttentionEffect, CacheFiller, FeedEffect
@@ -22,6 +22,7 @@ from hub.attachment.routing import Table
 from hub.composition import Part
 from hub.sites import Site, find_shift, find_stacks
 from hub.sites.linears import get_sizes
+from hub.sites.shifting import choose_padding, choose_word
 
 
 class Fronts:
@@ -35,18 +36,18 @@ class Fronts:
         self.model = model
         self.switch = switch
         self.stacks = find_stacks(model)
-        word = choose_word(model)
+        words = choose_word(model), choose_padding(model)
         inputs = [site for site in sites if site.kind == "embedding"]
         axis = inputs[0].axis if inputs else 1
         self.encoder: Front | None = None
         if self.stacks.encoder:
             host = model.get_submodule(self.stacks.encoder)
             shift = partial(find_shift, model, "encoder")
-            self.encoder = Front(switch, host, word, axis=axis, cut=False, shift=shift)
+            self.encoder = Front(switch, host, *words, axis=axis, cut=False, shift=shift)
         self.decoder = Front(
             switch,
             model.get_submodule(self.stacks.decoder),
-            word,
+            *words,
             offset=max((site.offset for site in sites), default=0),
             axis=axis,
             shift=partial(find_shift, model, "decoder" if self.encoder else ""),
@@ -54,17 +55,23 @@ class Fronts:
         self.inputs: list[Place] = []
         self.looks: list[Look] = []
         self.handles: list[RemovableHandle] = []
+        self.wanted_by: Any = None  # what hangs now was hung for this
 
     def find_ruler(self, site: Site) -> Ruler:
         """What tells positions apart at a site."""
         inside = self.encoder is not None and site.owner.startswith(f"{self.stacks.encoder}.")
         return Ruler(self.encoder if inside else self.decoder)
 
-    def hang(self, places: Iterable[Place], *, ruled: bool) -> None:
+    def hang(self, places: Iterable[Place], *, ruled: bool, again: bool) -> bool:
         """Hang the hooks that the places of kind attention and embedding call for; `ruled` says
-        that something asks for positions."""
-        self.unhang()
+        that something asks for positions. Where they hang already this is only done `again`, so
+        that they come after other hooks. Whether anything was hung."""
         there = [place for place in places if place.site.kind in ("attention", "embedding")]
+        wanted_by = ruled, [(place, place.extends, place.changes_output) for place in there]
+        if (wanted_by == self.wanted_by and not again) or not (ruled or there or self.handles):
+            return False
+        self.unhang()
+        self.wanted_by = wanted_by
         self.inputs = [place for place in there if place.site.kind == "embedding" and place.extends]
         looks = [place for place in there if place.site.kind == "attention"]
         before = self.encoder or self.decoder
@@ -82,12 +89,13 @@ class Fronts:
                 module: Any = self.model.get_submodule(site.path)
                 cached[module.layer_idx] = site.path, look.direct
         self.decoder.fill = CacheFiller(self.model, cached) if cached else None
+        return True
 
     def unhang(self) -> None:
         """Take all of them off."""
         for handle in self.handles:
             handle.remove()
-        self.handles, self.inputs, self.looks = [], [], []
+        self.handles, self.inputs, self.looks, self.wanted_by = [], [], [], None
         for front in (self.encoder, self.decoder):
             if front is not None:
                 front.ruled, front.fill = False, None
@@ -95,6 +103,8 @@ class Fronts:
 
     def lay(self, table: Table) -> None:
         """Let every row have in front what its line puts there. Raises AttachError."""
+        if not self.handles:
+            return
         prompts = [concat(place.chain(line) for place in self.inputs) for line in table.lines]
         here = [() if self.encoder else chain for chain in prompts]
         ahead = [

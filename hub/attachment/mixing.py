@@ -37,7 +37,7 @@ class RowsNode(Node):
 
     def forward(self, x: Tensor, y: Tensor, given: Slice = WHOLE) -> Tensor:
         """Each row's own output."""
-        return self._spread([x, y], given, run_after)
+        return self._spread([align(x, y), y], given, run_after)
 
     def _spread(self, values: list[Tensor], given: Slice, run: Any) -> Tensor:
         axis = self.axis if given.tokens is None else 0
@@ -152,12 +152,20 @@ class JoinedNode(Node):
         like = widen(like, self.axis, self.rows)
         if not self.axis:
             return value.reshape(like.shape)
-        return value.reshape(like.shape[1], like.shape[0], -1).transpose(0, 1)
+        return value.reshape(like.shape[1], like.shape[0], -1).transpose(0, 1).contiguous()
 
 
 def say_rows(rows: int) -> None:
     """Let it be known how many rows the forward that begins in this thread has."""
     _running.rows = rows
+
+
+def align(x: Tensor, y: Tensor) -> Tensor:
+    """x with its vectors laid out as those of y, where a site's module lays them out flat."""
+    if x.dim() == y.dim() or not x.is_floating_point():
+        return x
+    lead = y.shape[:-1]
+    return x.reshape(*lead, x.shape[-1]) if x[..., 0].numel() == lead.numel() else x
 
 
 def widen(value: Tensor, axis: int, rows: int) -> Tensor:

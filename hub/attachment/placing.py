@@ -10,21 +10,31 @@ import torch
 from torch import Tensor
 
 
-def find_order(mask: Tensor | None, count: int) -> Tensor | None:
+def find_order(
+    mask: Tensor | None, count: int, moving: int | Tensor, empty: Tensor | None = None
+) -> Tensor | None:
     """What of `count` virtual tokens, followed by a row's own positions, comes at each place:
     (rows, count + seq). None where they stay as they are, since nothing is padded on the left.
 
     mask: (rows, seq), zero for padding.
+    moving: how many virtual tokens, the last ones, come behind the padding; of each row, (rows, 1),
+        or of all.
+    empty: how many of the first places each row leaves empty, (rows, 1), where these are to come at
+        the end.
     """
     if mask is None or not count:
         return None
     # A compiled graph can't ask about values, and arranges every batch.
-    if not torch.compiler.is_compiling() and bool(mask[:, 0].all()):
+    if empty is None and not torch.compiler.is_compiling() and bool(mask[:, 0].all()):
         return None
     padding = (mask.cumsum(1) == 0).sum(1, keepdim=True)
     place = torch.arange(count + mask.shape[1], device=mask.device).expand(len(mask), -1)
-    behind = torch.where(place < padding + count, place - padding, place)
-    return torch.where(place < padding, place + count, behind)
+    if empty is not None:
+        place = (place + empty) % place.shape[1]
+    first = count - moving
+    behind = torch.where(place < first + padding + moving, place - padding, place)
+    order = torch.where(place < first + padding, place + moving, behind)
+    return torch.where(place < first, place, order)
 
 
 def arrange(value: Tensor, order: Tensor | None, axis: int = 1) -> Tensor:
@@ -45,3 +55,14 @@ def take_tokens(value: Tensor, order: Tensor | None, count: int, axis: int = 1) 
     if order is None:
         return value.narrow(axis, count, value.shape[axis] - count).contiguous()
     return arrange(value, order.argsort(1)[:, count:], axis)
+
+
+def find_places(order: Tensor | None, count: int, tokens: Tensor) -> Tensor:
+    """At which place each row has one of its own positions; tokens: (rows,), which; what is none of
+    them stays so."""
+    moved = tokens + count
+    if order is None:
+        return moved
+    known = (tokens >= 0) & (moved < order.shape[1])
+    places = order.argsort(1).gather(1, torch.where(known, moved, 0).unsqueeze(1)).squeeze(1)
+    return torch.where(known, places, moved)

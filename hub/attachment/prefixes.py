@@ -168,34 +168,38 @@ class FeedEffect:
         self.axis = axis
 
     def __call__(self, module: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor | None:
-        count = self.front.blank
-        if not self.switch.on or not count:
+        front = self.front
+        if not self.switch.on or not front.blank:
             return None
-        frame = self.front.frame
+        frame = front.frame
         if frame is None and not torch.is_grad_enabled():
             return None  # the module is called by itself
         if frame is not None and not frame.inserted:
             return None
         start, end = self.part
-        owner = self.front.find_owner(output.shape[1 - self.axis], output.device)
+        owner = front.find_owner(output.shape[1 - self.axis], output.device)
         empty = output.new_zeros(0, end - start)
         tables = [
             run_extend(chain)[:, start:end].to(empty) if chain else empty for chain in self.prefixes
         ]
-        extended = line_up(tables, count, owner)
-        before = self.front.offset
+        # A row's blanks may be elsewhere than those of other rows.
+        count = front.blank if front.prompts is None else front.count
+        before = front.offset
         after = before + count
         if output.shape[self.axis] < after:
             raise AttachError(
                 f"{type(module).__name__} gave {output.shape[self.axis]} positions, fewer than the "
                 f"prefix's {count}; this model shortens what it is given"
             )
-        head, tail = (
-            output.narrow(self.axis, 0, before),
-            output.narrow(self.axis, after, output.shape[self.axis] - after),
+        head, middle, tail = (
+            output.narrow(self.axis, first, last - first)
+            for first, last in ((0, before), (before, after), (after, output.shape[self.axis]))
         )
-        middle = extended if self.axis else extended.transpose(0, 1)
-        shape = list(output.shape)
-        shape[self.axis] = count
-        middle = middle.expand(shape)
+        extended = line_up(tables, count, owner, front.free)
+        extended = extended if self.axis else extended.transpose(0, 1)
+        if front.blanks is None:
+            middle = extended.expand_as(middle)
+        else:
+            blanks = front.blanks.to(output.device)[owner].unsqueeze(-1)
+            middle = torch.where(blanks if self.axis else blanks.transpose(0, 1), extended, middle)
         return torch.cat([head, middle, tail] if before else [middle, tail], dim=self.axis)

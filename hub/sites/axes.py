@@ -19,7 +19,10 @@ def find_axes(trace: Trace, calls: Mapping[str, Call], site: Site) -> Site:
     nodes = [node for element, node in call.returned if element == site.output_index]
     if not nodes:
         return site
-    rows, positions = read_axes(trace.flow.nodes[nodes[0]].shape, trace.length)
+    node = trace.flow.nodes[nodes[0]]
+    rows, positions = read_axes(node.shape, trace.length)
+    if rows == positions and not node.varies:
+        rows = None  # one vector for each position, the same for all rows
     return replace(site, row_axis=rows, position_axis=positions)
 
 
