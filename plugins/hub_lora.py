@@ -25,7 +25,7 @@ from __future__ import annotations
 import hashlib
 import math
 import re
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -147,8 +147,62 @@ class LoRALayer(nn.Module):
 class LoRARows(nn.Module):
     """LoRA at one projection for rows that have different ones, or stacks of them, or none.
 
-    A stack is one pair of factors, those of its layers side by side. What serves is gathered, one
-    pair for each row; shorter ones are filled up with zeros. What learns is read at each call.
+    A stack is one pair of factors, those of its layers side by side; shorter pairs are filled up
+    with zeros. What serves is gathered once; what learns is read at each call.
+    """
+
+    def __init__(self, chains: Sequence[Sequence[LoRALayer]], rows: Sequence[int]) -> None:
+        super().__init__()
+        # In tuples, or torch would take the layers for children.
+        self.chains = tuple(tuple(chain) for chain in chains)
+        self.rows = tuple(rows)
+        layers = [layer for chain in chains for layer in chain]
+        self.like = (layers[0],)
+        self.learns = any(p.requires_grad for layer in layers for p in layer.parameters())
+        self.r = max(count_ranks(chain) for chain in chains)
+
+    def gather(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """A, (chains, r, in_features), and s B transposed, (chains, r, out_features), of each."""
+        like, pairs = self.like[0], []
+        for chain in self.chains:
+            A = torch.cat([like.lora_A.weight[:0], *(layer.lora_A.weight for layer in chain)])
+            scaled = (layer.lora_B.weight.T * layer.scaling for layer in chain)
+            B = torch.cat([like.lora_B.weight.T[:0], *scaled])
+            pairs.append([F.pad(factor, (0, 0, 0, self.r - len(A))) for factor in (A, B)])
+        first, second = (torch.stack(factors) for factors in zip(*pairs, strict=True))
+        return first, second
+
+
+class LoRAFew(LoRARows):
+    """The same for few different ones: all rows times all factors, of which a mask keeps each
+    row's own. A long row goes with a copy of its own factors, which is less to compute then."""
+
+    def __init__(self, chains: Sequence[Sequence[LoRALayer]], rows: Sequence[int]) -> None:
+        super().__init__(chains, rows)
+        self.kept = None if self.learns else keep(self.gather)
+        device = self.like[0].lora_A.weight.device
+        self.owner = torch.tensor(self.rows, device=device)
+        own = self.owner.unsqueeze(1) == torch.arange(len(chains), device=device)
+        own = own.repeat_interleave(self.r, dim=1).unsqueeze(1)  # (rows, 1, chains * r)
+        self.own = own.to(self.like[0].lora_A.weight.dtype)
+
+    def forward(self, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        """x: (rows, n, in_features), y: (rows, n, out_features) -> (rows, n, out_features)."""
+        A, B = self.kept or self.gather()
+        if x.dtype != A.dtype:
+            x = x.to(A.dtype)
+        if x.shape[1] * A.shape[0] * A.shape[1] > FEW:
+            return add_product(y, torch.bmm(x, A[self.owner].transpose(1, 2)), B[self.owner])
+        h = F.linear(x, A.flatten(0, 1)) * self.own
+        B = B.flatten(0, 1)
+        if y.dtype != B.dtype:
+            return y + (h @ B).to(y.dtype)
+        flat = torch.addmm(y.reshape(-1, y.shape[-1]), h.flatten(0, 1), B)
+        return flat.view(y.shape)
+
+
+class LoRAMany(LoRARows):
+    """The same for many different ones: each row times a copy of its own factors.
 
     before: the same for the rows before, whose copies are taken over where rows stay as they were.
     """
@@ -157,67 +211,43 @@ class LoRARows(nn.Module):
         self,
         chains: Sequence[Sequence[LoRALayer]],
         rows: Sequence[int],
-        before: LoRARows | None = None,
+        before: LoRAMany | None = None,
     ) -> None:
-        super().__init__()
-        # In tuples, or torch would take the layers for children.
-        self.rows = tuple(tuple(chains[number]) for number in rows)
-        layers = {layer for chain in chains for layer in chain}
-        self.learns = any(p.requires_grad for layer in layers for p in layer.parameters())
-        self.kept: tuple[torch.Tensor, torch.Tensor] | None = None
-        if not self.learns:
-            self.kept = self.take_over(before)
+        super().__init__(chains, rows)
+        self.kept = None if self.learns else keep(lambda: self.copy(before))
 
     def forward(self, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
         """x: (rows, n, in_features), y: (rows, n, out_features) -> (rows, n, out_features)."""
-        A, B = self.kept or self.gather()
+        if self.kept is None and not self.learns:  # another took the copies over
+            self.kept = keep(lambda: self.copy(None))
+        A, B = self.kept or [factor[list(self.rows)] for factor in self.gather()]
         if x.dtype != A.dtype:
             x = x.to(A.dtype)
-        h = torch.bmm(x, A.transpose(1, 2))
-        if y.dtype != A.dtype:
-            return y + torch.bmm(h, B).to(y.dtype)
-        return torch.baddbmm(y, h, B)
+        return add_product(y, torch.bmm(x, A.transpose(1, 2)), B)
 
-    def gather(self) -> tuple[torch.Tensor, torch.Tensor]:
-        """A, (rows, r, in_features), and s B transposed, (rows, r, out_features)."""
-        if self.kept is None and not self.learns:
-            self.kept = self.take_over(None)
-            return self.kept
-        layer = next(layer for chain in self.rows for layer in chain)
-        pairs = {chain: join_factors(chain, layer) for chain in dict.fromkeys(self.rows)}
-        r = max(len(A) for A, _ in pairs.values())
-        padded = {
-            chain: [F.pad(factor, (0, 0, 0, r - len(factor))) for factor in pair]
-            for chain, pair in pairs.items()
-        }
-        A, B = (torch.stack([padded[chain][i] for chain in self.rows]) for i in (0, 1))
-        return A, B
-
-    @torch.inference_mode(False)
-    @torch.no_grad()
-    def take_over(self, before: LoRARows | None) -> tuple[torch.Tensor, torch.Tensor]:
-        """What `gather` gives, in the copies of `before` where they are as large."""
-        layer = next(layer for chain in self.rows for layer in chain)
-        r = max(sum(layer.lora_A.out_features for layer in chain) for chain in self.rows)
-        like = layer.lora_A.weight
-        count = len(self.rows)
-        sizes = (count, r, layer.lora_A.in_features), (count, r, layer.lora_B.out_features)
-        known: Sequence[Sequence[LoRALayer] | None] = [None] * count
-        kept = None if before is None else before.kept
-        if before is not None and kept is not None:
-            if (kept[0].shape, kept[1].shape) == sizes and kept[0].dtype == like.dtype:
-                known, before.kept = before.rows, None
+    def copy(self, before: LoRAMany | None) -> tuple[torch.Tensor, torch.Tensor]:
+        """A, (rows, r, in_features), and s B transposed, (rows, r, out_features), of each row; in
+        the copies of `before` where they are as large."""
+        like = self.like[0].lora_A.weight
+        sizes = [
+            (len(self.rows), self.r, width)
+            for width in (like.shape[1], len(self.like[0].lora_B.weight))
+        ]
+        known: list[Any] = [None] * len(self.rows)
+        copies = None if before is None else before.kept
+        if before is not None and copies is not None:
+            if [c.shape for c in copies] == sizes and copies[0].dtype == like.dtype:
+                known = [before.chains[number] for number in before.rows]
+                before.kept = None
             else:
-                kept = None
-        if kept is None:
-            kept = like.new_empty(sizes[0]), like.new_empty(sizes[1])
-        A, B = kept
-        for row, chain in enumerate(self.rows):
+                copies = None
+        A, B = copies or [like.new_empty(size) for size in sizes]
+        for row, number in enumerate(self.rows):
+            chain, start = self.chains[number], 0
             if chain == known[row]:
                 continue
-            start = 0
             for layer in chain:
-                end = start + layer.lora_A.out_features
+                end = start + count_ranks([layer])
                 A[row, start:end].copy_(layer.lora_A.weight)
                 torch.mul(layer.lora_B.weight.T, layer.scaling, out=B[row, start:end])
                 start = end
@@ -226,12 +256,26 @@ class LoRARows(nn.Module):
         return A, B
 
 
-def join_factors(chain: Sequence[LoRALayer], like: LoRALayer) -> tuple[torch.Tensor, torch.Tensor]:
-    """A, (r, in_features), and s B transposed, (r, out_features), of a stack; of none, r is 0."""
-    A, B = like.lora_A.weight[:0], like.lora_B.weight.T[:0]
-    A = torch.cat([A, *(layer.lora_A.weight for layer in chain)])
-    B = torch.cat([B, *(layer.lora_B.weight.T * layer.scaling for layer in chain)])
-    return A, B
+# Up to so many values for each row between all factors, all rows times all of them is the least to
+# compute (benchmarks/mixed.py); beyond, each row with its own.
+FEW = 64
+
+
+def count_ranks(chain: Sequence[LoRALayer]) -> int:
+    """r of a stack."""
+    return sum(len(layer.lora_A.weight) for layer in chain)
+
+
+def add_product(y: torch.Tensor, h: torch.Tensor, B: torch.Tensor) -> torch.Tensor:
+    """y + h B, row by row: (rows, n, out_features)."""
+    return torch.baddbmm(y, h, B) if y.dtype == B.dtype else y + torch.bmm(h, B).to(y.dtype)
+
+
+@torch.inference_mode(mode=False)
+@torch.no_grad()
+def keep(make: Callable[[], tuple[torch.Tensor, ...]]) -> tuple[torch.Tensor, ...]:
+    """What `make` gives, to be used with gradients and without."""
+    return make()
 
 
 class LoRAEmbedding(nn.Module):
@@ -643,7 +687,8 @@ def list_factors(config: LoRAConfig, tensors: Mapping[str, torch.Tensor]) -> lis
     names = [name for name in tensors if name.endswith(FACTORS)]
     lengths = sum(name.endswith(MAGNITUDE) for name in tensors)
     named = config.targets if isinstance(config.targets, tuple) else ()
-    left = [name for name in named if not any(name + factor in tensors for factor in FACTORS)]
+    first, second = FACTORS
+    left = [n for n in named if n + first not in tensors and n + second not in tensors]
     # A name without a layer's number is no path, and may mean nothing.
     missing = [name for name in left if any(part.isdigit() for part in name.split("."))]
     if 2 * len(names) + lengths != len(tensors):
@@ -802,4 +847,6 @@ def hub_compose(
         return None
     if any(layer.dropout and layer.lora_A.weight.requires_grad for chain in own for layer in chain):
         return None
-    return LoRARows(own, rows, before if isinstance(before, LoRARows) else None)
+    if len(own) * max(map(count_ranks, own)) <= FEW:
+        return LoRAFew(own, rows)
+    return LoRAMany(own, rows, before if isinstance(before, LoRAMany) else None)

@@ -83,19 +83,42 @@ def test_rows_that_change_are_each_what_they_are_alone(model: Any) -> None:
 
 
 def test_copies_are_taken_over_where_rows_stay(model: Any) -> None:
-    adapters = [shake_adapter(hub.Adapter.create("lora", model, r=2), seed=s) for s in range(4)]
-    rows = [0, 1, 2, 3]
-    with hub.attach(model, hub.BatchSplit(*adapters), rows=rows, trainable=False) as attachment:
+    adapters = [shake_adapter(hub.Adapter.create("lora", model, r=18), seed=s) for s in range(4)]
+    first, second = [0, 1, 2, 3], [0, 1, 3, 2]
+    expected = expect(model, adapters, [*second])
+    with hub.attach(model, hub.BatchSplit(*adapters), rows=first, trainable=False) as attachment:
         before = [(module, module.kept) for module in list_joined(model)]
-        attachment.route([0, 1, 3, 3])
+        attachment.route(second)
         for (old, kept), new in zip(before, list_joined(model), strict=True):
             assert new is not old
-            assert new.kept[0] is kept[0]
+            assert all(one is other for one, other in zip(kept, new.kept, strict=True))
             assert old.kept is None
+        with torch.no_grad():
+            torch.testing.assert_close(compute(model, IDS[:4]), expected, rtol=1e-4, atol=1e-5)
 
 
-def test_batches_learn_what_their_rows_learn_alone(model: Any) -> None:
+@pytest.mark.parametrize("r", [2, 18], ids=["few", "many"])
+@pytest.mark.parametrize("length", [1, 7])
+def test_short_and_long_rows(model: Any, r: int, length: int) -> None:
+    adapters = [shake_adapter(hub.Adapter.create("lora", model, r=r), seed=s) for s in range(4)]
+    ids = IDS[:4, :length]
+    with torch.no_grad():
+        expected = []
+        for row, adapter in enumerate(adapters):
+            with hub.attach(model, adapter, trainable=False):
+                expected.append(compute(model, ids[row : row + 1]))
+        rows = [0, 1, 2, 3]
+        with hub.attach(model, hub.BatchSplit(*adapters), rows=rows, trainable=False):
+            found = compute(model, ids)
+            twice = compute(model, ids.repeat_interleave(2, dim=0))
+    torch.testing.assert_close(found, torch.cat(expected), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(twice[::2], found, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("r", [2, 18], ids=["few", "many"])
+def test_batches_learn_what_their_rows_learn_alone(model: Any, r: int) -> None:
     adapters = make_adapters(model)
+    adapters[0] = shake_adapter(hub.Adapter.create("lora", model, r=r))
     rows = [0, 1, 2, 3, 1, 0]
     alone: dict[Any, torch.Tensor] = {}
     for ids, row in zip(IDS, rows, strict=True):
