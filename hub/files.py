@@ -16,6 +16,7 @@ import math
 import os
 import tempfile
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -26,7 +27,9 @@ from safetensors import SafetensorError
 from safetensors.torch import load as parse_tensors
 from safetensors.torch import save as format_tensors
 
+from hub.documents import format_json, read_json
 from hub.errors import FileError
+from hub.recipes import RECIPE
 from hub_registry.errors import BadIdentity
 from hub_registry.identity import BaseIdentity
 
@@ -66,20 +69,23 @@ class AdapterFiles:
 
 
 def write_files(folder: str | Path, contents: Mapping[str, bytes]) -> Path:
-    """Write files by name into `folder`, which is made where it is missing.
+    """Write files by their path into `folder`, which is made where it is missing.
 
-    All are staged and synced before the first takes its place, the manifest last, so that a full
-    disk changes nothing and a kill in between is found by the digests. Raises FileError.
+    All are staged and synced before the first takes its place, those last that say what the others
+    are, so that a full disk changes nothing and a kill in between is found by the digests. Raises
+    FileError.
     """
     folder = Path(folder)
-    ordered = sorted(contents, key=lambda name: name == MANIFEST)
+    ordered = sorted(contents, key=lambda name: (name == RECIPE, name == MANIFEST))
     staged: list[tuple[str, Path]] = []
     try:
         folder.mkdir(parents=True, exist_ok=True)
         try:
             for name in ordered:
-                handle, temporary = tempfile.mkstemp(prefix=f".{name}.", dir=folder)
-                staged.append((temporary, folder / name))
+                target = folder / name
+                target.parent.mkdir(parents=True, exist_ok=True)
+                handle, temporary = tempfile.mkstemp(prefix=f".{target.name}.", dir=target.parent)
+                staged.append((temporary, target))
                 with os.fdopen(handle, "wb") as file:
                     file.write(contents[name])
                     file.flush()
@@ -88,8 +94,11 @@ def write_files(folder: str | Path, contents: Mapping[str, bytes]) -> Path:
                 Path(temporary).chmod(0o644)
                 Path(temporary).replace(target)
         finally:
-            for temporary, _ in staged:
+            for temporary, target in staged:
                 Path(temporary).unlink(missing_ok=True)
+                with suppress(OSError):  # it holds something, as it should
+                    for parent in target.relative_to(folder).parents[:-1]:
+                        (folder / parent).rmdir()
     except OSError as error:
         raise FileError(
             f"can't write an adapter into {folder}: {error.strerror or error}; "
@@ -255,23 +264,3 @@ def read_file(path: Path) -> bytes:
         return path.read_bytes()
     except OSError as error:
         raise FileError(f"can't read {path}: {error.strerror or error}") from error
-
-
-def read_json(path: Path, data: bytes) -> dict[str, Any]:
-    """A file's JSON object. Raises FileError."""
-    try:
-        value = json.loads(data, parse_constant=refuse_constant)
-    except ValueError as error:
-        raise FileError(f"{path} is not JSON: {error}; fetch it anew") from error
-    if not isinstance(value, dict):
-        raise FileError(f"{path} holds a JSON {type(value).__name__}, not an object")
-    return value
-
-
-def refuse_constant(word: str) -> float:
-    """What Python's parser asks about NaN and the infinities, which are no JSON."""
-    raise ValueError(f"{word} is no number there")
-
-
-def format_json(value: Mapping[str, Any]) -> bytes:
-    return (json.dumps(value, indent=2, sort_keys=True, allow_nan=False) + "\n").encode()

@@ -7,19 +7,21 @@ hf://org/repo@revision
 
 from __future__ import annotations
 
-import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import quote, unquote, urlparse
 
 from hub.errors import FileError
+from hub_registry import RegistryError
 
 if TYPE_CHECKING:
     from hub.adapter import Adapter
+    from hub.composition import Operator
 
 
-def load(reference: str | Path) -> Adapter:
-    """The adapter that a reference names, checked, and bound to no model.
+def load(reference: str | Path) -> Adapter | Operator:
+    """The adapter that a reference names, checked, and bound to no model; or its composition, with
+    the adapters in it loaded, each once.
 
     A peft folder loads too; its base is then not known, and attaching it notes that.
 
@@ -31,17 +33,19 @@ def load(reference: str | Path) -> Adapter:
         raise FileError(
             f"a {type(reference).__name__} names no adapter; give a reference as text, or a Path"
         )
-    from hub.adapter import Adapter
-
     text = str(reference)
     if isinstance(reference, Path) or is_folder(text):
-        return Adapter.read(locate_folder(reference))
-    if text.startswith("hf://"):
-        from hub.remotes import fetch
+        from hub.bundles import load_contents, read_folder
 
-        with tempfile.TemporaryDirectory() as scratch:
-            folder = fetch(text.removeprefix("hf://"), Path(scratch, "adapter"))
-            return Adapter.read(folder, reference=text)
+        folder = locate_folder(reference)
+        return load_contents(read_folder(folder), folder)
+    if text.startswith("hf://"):
+        from hub.bundles import load_contents
+        from hub.remotes import open_remote, receive
+
+        source = open_remote(text.removeprefix("hf://"))
+        contents, _ = receive(source)
+        return load_contents(contents, Path(source.label), reference=text)
     if "/" in text:
         raise FileError(
             f"{text!r} could be a folder or a repository; write ./{text} or hf://{text}"
@@ -49,6 +53,23 @@ def load(reference: str | Path) -> Adapter:
     from hub.registration import Registry
 
     return Registry().load(text)
+
+
+def load_adapter(reference: str | Path) -> Adapter:
+    """The one adapter that a reference names. Raises RegistryError where that is a composition,
+    and what `load` raises."""
+    return take_adapter(load(reference), str(reference))
+
+
+def take_adapter(loaded: Adapter | Operator, label: str) -> Adapter:
+    """What was loaded, where it is one adapter. Raises RegistryError for a composition."""
+    from hub.adapter import Adapter
+
+    if isinstance(loaded, Adapter):
+        return loaded
+    raise RegistryError(
+        f"{label} is a composition, {loaded}, and this takes one adapter; name a part of it"
+    )
 
 
 def is_folder(text: str) -> bool:

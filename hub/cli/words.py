@@ -11,6 +11,7 @@ import click
 from hub.cli import models
 from hub.cli.output import notify, print_table
 from hub.errors import HubError
+from hub.references import take_adapter
 
 if TYPE_CHECKING:
     import torch
@@ -39,7 +40,7 @@ def find_words(
     with models.quiet_libraries():
         from hub.readings import find_virtual_tokens, read_words, verify_table
 
-        adapter = registry.load(version)
+        adapter = take_adapter(registry.load(version), version.reference)
         if base is None and find_virtual_tokens(adapter) is None:
             return None
         place = base or models.name_base(version.base)

@@ -18,6 +18,7 @@ from hub.demo.report import format_value
 from hub.demo.tasks import Task
 from hub.demo.trials import ROWS, Trial
 from hub.errors import RemoteError
+from hub.references import take_adapter
 from hub.training.data import Template
 from hub.training.metrics import METRICS
 from hub_registry import Version
@@ -77,7 +78,7 @@ def publish(home: Path, reference: str, echo: Echo) -> hub.Adapter:
         registry = open_registry(second)
         (version,) = registry.list()
         echo(f"  in {second}: {version.reference}, content {version.digest[:12]}")
-        return registry.load(version)
+        return take_adapter(registry.load(version), version.reference)
 
 
 def run_command(words: list[str], home: Path, url: str, cache: Path, echo: Echo) -> None:

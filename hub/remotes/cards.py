@@ -1,4 +1,4 @@
-"""The model card: README.md beside a published adapter.
+"""The model card: README.md beside a published adapter or composition.
 
 Its front matter is what the Hub searches and links by. Ours are the keys that follow from the
 adapter; what a user added, a license say, stays. Our text stands between two marks and is written
@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -47,12 +47,29 @@ TASKS = {
 
 
 @dataclass(frozen=True)
+class PartRow:
+    """A part of a composition as its card lists it.
+
+    reference: the version that it was published from. kind: its method, or the composition that it
+    is. values: how many numbers its tensors hold, None of a composition. folder: where its files
+    are.
+    """
+
+    reference: str
+    kind: str
+    values: int | None
+    folder: str
+
+
+@dataclass(frozen=True)
 class Card:
     """What a card says.
 
     address: what `hub.load` takes to load it from there; repo: its name on the Hub, None in a
         folder. base: the base model's repository on the Hub, None where it is on no Hub.
-    values: how many numbers the adapter's tensors hold.
+    values: how many numbers the adapter's tensors hold, or those of all parts.
+    composition: the tree as it is printed, and `parts` its parts; None and none of an adapter,
+        whose method a composition's outermost operator stands for.
     """
 
     title: str
@@ -69,6 +86,8 @@ class Card:
     values: int
     metrics: Mapping[str, float]
     training: Mapping[str, Any]
+    composition: str | None = None
+    parts: Sequence[PartRow] = ()
 
 
 def update_card(readme: bytes | None, card: Card) -> bytes:
@@ -128,18 +147,20 @@ def place_body(text: str, body: str) -> str:
 def describe_body(card: Card) -> str:
     """Our text, marks included."""
     base = f"[{card.base}]({SITE}/{card.base})" if card.base else plain(card.base_label)
+    what = "An adapter" if card.composition is None else "A composition of adapters"
     reads_peft = card.peft_type in PEFT_TYPES
     rows = {
         "version": card.reference,
         "task": card.task,
-        "method": card.method,
+        "method": card.method if card.composition is None else None,
+        "composition": card.composition,
         "parameters": f"{card.values:,}",
         "content digest": card.digest,
     }
     parts = [
         BEGIN,
         f"# {plain(card.title)}",
-        f"An adapter for {base}, published with [pefthub](https://pypi.org/project/pefthub/).",
+        f"{what} for {base}, published with [pefthub](https://pypi.org/project/pefthub/).",
         format_table(("", ""), [(k, v) for k, v in rows.items() if v is not None]),
         "## Use it",
         describe_use(card),
@@ -153,6 +174,13 @@ def describe_body(card: Card) -> str:
                 f'model = PeftModel.from_pretrained(model, "{card.repo}")',
             ),
         ]
+    if card.parts:
+        listed = [
+            (row.reference, row.kind, "" if row.values is None else f"{row.values:,}", row.folder)
+            for row in card.parts
+        ]
+        head = ("part", "what it is", "parameters", "folder")
+        parts += ["## Parts", format_table(head, listed)]
     if card.metrics:
         measured = [(name, f"{value:.6g}") for name, value in sorted(card.metrics.items())]
         parts += ["## Metrics", format_table(("metric", "value"), measured)]
@@ -181,9 +209,9 @@ def format_code(*lines: str) -> str:
     return "\n".join(("```python", *lines, "```"))
 
 
-def format_table(head: tuple[str, str], rows: Iterable[tuple[str, Any]]) -> str:
-    lines = [head, ("---", "---"), *((plain(key), plain(value)) for key, value in rows)]
-    return "\n".join(f"| {left} | {right} |" for left, right in lines)
+def format_table(head: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
+    lines = [head, ["---"] * len(head), *(list(map(plain, row)) for row in rows)]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
 def plain(value: Any) -> str:

@@ -1,21 +1,23 @@
 """A folder as a remote: a disk, a share, a mounted bucket.
 
-The folder is the adapter's own, with the card beside its files, so that everything that reads an
-adapter reads it as it is. It holds one version; pushing the next one of the same name takes its
-place.
+The folder is the adapter's own, or the composition's, with the card beside its files, so that
+everything that reads an adapter reads it as it is. It holds one version; pushing the next one of
+the same name takes its place.
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from pathlib import Path
 
+from hub.arrivals import name_of
+from hub.bundles import Contents, digest_contents, list_files
 from hub.errors import FileError, RemoteError
-from hub.files import CONFIG, FILES, MANIFEST, TENSORS, edit_manifest, read_file, write_files
+from hub.files import CONFIG, MANIFEST, TENSORS, read_file, write_files
+from hub.recipes import RECIPE
 from hub.remotes.publications import Listing
-from hub_registry import digest_files
 
 
 class Folder:
@@ -35,7 +37,7 @@ class Folder:
             if not self.path.is_dir():
                 what = "is a file" if self.path.exists() else "does not exist"
                 raise RemoteError(f"{self.label} {what}; give the folder of a published adapter")
-            names = sorted(path.name for path in self.path.iterdir() if path.is_file())
+            names = list_files(self.path)
         except OSError as error:
             raise RemoteError(f"can't read {self.label}: {error.strerror or error}") from error
         return Listing("", dict.fromkeys(names))
@@ -69,18 +71,20 @@ class Folder:
         Raises RemoteError, also where an adapter of another name is there: a folder has no
         history, and that one would be lost.
         """
-        if before is not None and before.files.keys() & {CONFIG, TENSORS}:
-            there = find_version(self._read_manifest(before))
-            ours = find_version(contents.get(MANIFEST))
+        if before is not None and before.files.keys() & {CONFIG, TENSORS, RECIPE}:
+            saying = [name for name in (RECIPE, MANIFEST) if name in before.files][:1]
+            there = find_version({name: self.read(before, name) for name in saying})
+            ours = find_version(contents)
             if there is None or ours is None or name_of(there) != name_of(ours):
+                what = "composition" if RECIPE in before.files else "adapter"
                 raise RemoteError(
-                    f"{self.label} holds another adapter ({there or 'without a name'}); "
+                    f"{self.label} holds another {what} ({there or 'without a name'}); "
                     "choose another folder, or empty that one"
                 )
         try:
-            for name in gone:
-                (self.path / name).unlink(missing_ok=True)
             write_files(self.path, contents)
+            for name in gone:
+                remove_file(self.path, name)
         except (FileError, OSError) as error:
             raise RemoteError(f"can't publish in {self.label}: {error}") from error
         return digest_contents(contents)
@@ -93,29 +97,22 @@ class Folder:
         """The folder's address."""
         return self.remote
 
-    def _read_manifest(self, listing: Listing) -> bytes | None:
-        return self.read(listing, MANIFEST) if MANIFEST in listing.files else None
+
+def remove_file(folder: Path, name: str) -> None:
+    """Remove a file, and the folders in `folder` that it leaves empty. Raises OSError."""
+    path = folder / name
+    path.unlink(missing_ok=True)
+    with suppress(OSError):
+        for parent in path.parents[: name.count("/")]:
+            parent.rmdir()
 
 
-def digest_contents(contents: Mapping[str, bytes]) -> str:
-    """The content digest of an adapter's files, the same as that of the version in a registry:
-    without the card, and without the number that `hub.json` says outside of one."""
-    files = {name: contents[name] for name in FILES if name in contents}
-    if MANIFEST in files:
-        files[MANIFEST] = edit_manifest(files[MANIFEST], version=None)
-    return digest_files({name: hashlib.sha256(data).hexdigest() for name, data in files.items()})
-
-
-def find_version(manifest: bytes | None) -> str | None:
-    """The reference that a `hub.json` was published from; None where it says none."""
+def find_version(contents: Contents) -> str | None:
+    """The version that files were published from; None where they say none."""
+    data = contents.get(RECIPE, contents.get(MANIFEST, b"{}"))
     try:
-        document = json.loads(manifest) if manifest is not None else {}
+        document = json.loads(data)
     except ValueError:
         return None
     version = document.get("version") if isinstance(document, dict) else None
     return version if isinstance(version, str) else None
-
-
-def name_of(reference: str) -> str:
-    """The name in a reference."""
-    return reference.partition("@")[0]

@@ -12,8 +12,10 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from hub.bundles import list_files
 from hub.errors import RemoteError
 from hub.files import CONFIG
+from hub.recipes import RECIPE
 from hub.remotes.explanations import Doing, check_token, explain_error
 from hub.remotes.publications import Digest, Listing
 
@@ -109,7 +111,7 @@ class Repository:
                 self.repo, name, revision=listing.revision, force_download=again
             )
             if not is_offline():
-                self._remember(Path(path).parent)
+                self._remember(Path(path).parents[name.count("/")])
             return Path(path).read_bytes()
 
     def discard(self, listing: Listing, name: str) -> None:
@@ -184,15 +186,19 @@ class Repository:
         """What the client's cache holds; a blob there is named by its digest."""
         from huggingface_hub import try_to_load_from_cache
 
-        found = try_to_load_from_cache(self.repo, CONFIG, revision=self.revision)
-        if not isinstance(found, str):
+        cached = (
+            try_to_load_from_cache(self.repo, name, revision=self.revision)
+            for name in (CONFIG, RECIPE)
+        )
+        found = next((path for path in cached if isinstance(path, str)), None)
+        if found is None:
             at = f"@{self.revision}" if self.revision else ""
             raise RemoteError(
                 f"HF_HUB_OFFLINE is set and the cache holds no adapter {self.repo}{at}; "
                 "unset it to reach the Hub"
             )
         snapshot = Path(found).parent
-        names = sorted(path.name for path in snapshot.iterdir())
+        names = list_files(snapshot)
         return Listing(snapshot.name, {name: read_blob_name(snapshot / name) for name in names})
 
     def _remember(self, snapshot: Path) -> None:

@@ -10,10 +10,21 @@ so a damaged file is fetched once more, and removed from the client's cache wher
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Mapping
 from pathlib import Path
 
+from hub.arrivals import Arrival, add_again, add_arrived, find_same, name_of
+from hub.bundles import (
+    Contents,
+    digest_contents,
+    gather_contents,
+    is_composition,
+    is_part_file,
+    load_contents,
+    pack_version,
+    parse_bundle,
+    read_folder,
+)
 from hub.errors import HubError, RemoteError
 from hub.files import (
     CONFIG,
@@ -21,22 +32,22 @@ from hub.files import (
     MANIFEST,
     PICKLES,
     TENSORS,
-    AdapterFiles,
     edit_manifest,
     parse_adapter,
     pickle_text,
-    read_contents,
     write_files,
 )
+from hub.recipes import RECIPE
 from hub.references import is_folder, locate_folder
-from hub.registration import Registry, guess_base
-from hub.remotes.cards import README, Card, name_hub_repo, update_card
-from hub.remotes.folders import Folder, digest_contents, find_version, name_of
+from hub.registration import Registry
+from hub.remotes.cards import README, update_card
+from hub.remotes.facts import make_card
+from hub.remotes.folders import Folder, find_version
 from hub.remotes.publications import Listing, Publication, Remote
 from hub.remotes.repositories import Repository
-from hub_registry import AlreadyExists, Version
+from hub_registry import AlreadyExists, RegistryError, Version
 
-__all__ = ["Publication", "fetch", "pull", "push"]
+__all__ = ["Publication", "fetch", "pull", "push", "receive"]
 
 
 def push(
@@ -50,12 +61,13 @@ def push(
 ) -> Publication:
     """Publish a version, and note in the registry where it went.
 
-    reference: "sst2@3", "sst2@production", "sst2", or "./folder" of an adapter.
+    reference: "sst2@3", "sst2@production", "sst2", or "./folder" of an adapter or a composition.
+        A composition goes whole: its recipe, and every version that it is made of.
     remote: "org/repo" or "org/repo@branch", made where it is missing; or "./folder".
     private: make the repository private, and refuse one that is public.
     message: the commit's, the version when left out.
 
-    One commit holds the adapter's files and its card; where all of it is there already there is
+    One commit holds the version's files and its card; where all of it is there already there is
     none, and `changed` is False. Text that a user wrote into README.md stays.
 
     Raises UnknownReference, CorruptBlob and FileError for what is to be published, MethodError and
@@ -67,12 +79,12 @@ def push(
     contents, version = read_local(reference, registry)
     if version is not None:
         registry.check_writable()  # before anything leaves this machine
-    files = parse_adapter(contents, Path(str(reference)))
+    card = make_card(target, contents, version)
     before = target.look_to_write(private)
     known = before.files if before is not None else {}
     readme = read_verified(target, before, README) if before and README in known else None
-    contents[README] = update_card(readme, make_card(target, contents, files, version))
-    gone = [name for name in (MANIFEST,) if name in known and name not in contents]
+    contents[README] = update_card(readme, card)
+    gone = [name for name in known if name not in contents and is_ours(name)]
     if before is not None and not gone and holds(target, before, contents):
         revision, changed = target.find_revision(before, contents), False
     else:
@@ -82,9 +94,7 @@ def push(
     url = target.name_url(revision)
     if version is not None:
         try:
-            entry = (version.reference, target.remote, revision)
-            if entry not in registry.publications(version.adapter):
-                registry.record_publication(version, target.remote, revision)
+            note_publication(registry, version, target, revision)
         except HubError as error:
             raise RemoteError(
                 f"{version.reference} is published at {url}, and that could not be noted here: "
@@ -97,62 +107,92 @@ def pull(
     remote: str | Path,
     *,
     name: str | None = None,
+    names: Mapping[str, str] | None = None,
     registry: Registry | None = None,
     token: str | None = None,
 ) -> Version:
-    """Fetch an adapter, verify it, and register it as the next version of `name`.
+    """Fetch an adapter or a composition, verify it, and register it as the next version of `name`.
 
     remote: "org/repo", "org/repo@revision" (a branch, a tag or a commit), or "./folder".
-    name: the adapter's name in this registry; when left out, the one that it was published under,
-        or the last part of the remote's.
+    name: the name in this registry; when left out, the one that it was published under, or the
+        last part of the remote's.
+    names: what the parts of a composition are to be called in this registry, by the names that
+        they were published under, which they keep when left out.
 
     The same bytes give the version that they already are. An adapter that another tool wrote is
-    registered as it is, its base unknown.
+    registered as it is, its base unknown. The parts of a composition become versions too.
 
     Raises RemoteError, FileError, MethodError (no plugin for its method), ConfigError, BadName,
-    and AlreadyExists where an adapter of that name is here that never was at this remote and no
-    `name` says that they belong together. Then the registry is as it was.
+    BaseMismatch (its parts are for different ones), UnknownReference (`names` names no part), and
+    AlreadyExists where the name of it or of a part stands for something here that never was at
+    this remote, and no `name` or `names` says that they belong together. Then the registry is as
+    it was.
     """
     source = open_remote(remote, token)
     registry = registry or Registry()
     contents, revision = receive(source)
-    label = find_version(contents.get(MANIFEST))
-    if label is not None:
-        contents[MANIFEST] = edit_manifest(contents[MANIFEST], version=None)
+    label = find_version(contents)
     target = name or (name_of(label) if label is not None else source.title)
-    digest = digest_contents(contents)
-    versions = registry.list(target)
-    published = registry.publications(target)
-    version = find_same(versions, digest)
-    if version is None:
-        if versions and name is None and source.remote not in {there for _, there, _ in published}:
-            raise AlreadyExists(
-                f"{target} is here already ({versions[0].reference}) and was never at "
-                f"{source.label}; name it {target} to make this its next version, or give it "
-                "another name"
-            )
-        note = f"pulled from {source.remote}@{revision[:12]}"
-        if MANIFEST not in contents:
-            note += "; another tool wrote it, so its base can't be verified"
-        try:
-            version = registry.add(contents, name=target, note=note)
-        except AlreadyExists:
-            # The same bytes may have come meanwhile, with another note: `note` is only ours.
-            version = find_same(registry.list(target), digest)
-            if version is None:
-                raise
-    if (version.reference, source.remote, revision) not in published:
-        registry.record_publication(version, source.remote, revision)
+    version = find_same(registry.list(target), digest_contents(contents))
+    if version is None and name is None:
+        check_name_is_free(registry, target, source)
+    note = f"pulled from {source.remote}@{revision[:12]}"
+    if RECIPE in contents:
+        where = Path(source.label)
+        bundle = parse_bundle(contents, where)
+        arrival = Arrival(registry, bundle, where, remote=source.remote, names=names)
+        version = arrival.register(target, note if version is None else None)
+    else:
+        version = register_adapter(registry, contents, target, version, note, names)
+    note_publication(registry, version, source, revision)
     return version
 
 
-def find_same(versions: Sequence[Version], digest: str) -> Version | None:
-    """The version with this content."""
-    return next((version for version in versions if version.digest == digest), None)
+def register_adapter(
+    registry: Registry,
+    contents: dict[str, bytes],
+    name: str,
+    version: Version | None,
+    note: str,
+    names: Mapping[str, str] | None,
+) -> Version:
+    """The version of an adapter that arrived: the one that it is already, its blobs mended where
+    they are damaged, or the next of `name`."""
+    if names:
+        raise RegistryError(
+            f"{', '.join(names)} can't be given other names: this is one adapter and has no parts; "
+            "leave names out, and give name"
+        )
+    if MANIFEST in contents:
+        contents[MANIFEST] = edit_manifest(contents[MANIFEST], version=None)
+    else:
+        note += "; another tool wrote it, so its base can't be verified"
+    if version is None:
+        return add_arrived(registry, contents, name, note)
+    add_again(registry, version, contents)
+    return version
+
+
+def check_name_is_free(registry: Registry, name: str, source: Remote) -> None:
+    """Raise AlreadyExists where `name` stands for what never was at this remote."""
+    versions = registry.list(name)
+    if versions and source.remote not in {there for _, there, _ in registry.publications(name)}:
+        raise AlreadyExists(
+            f"{name} is here already ({versions[0].reference}) and was never at {source.label}; "
+            f"name it {name} to make this its next version, or give it another name"
+        )
+
+
+def note_publication(registry: Registry, version: Version, remote: Remote, revision: str) -> None:
+    """Note that a version is at a remote, and with a composition all that it is made of."""
+    for one in registry.collect([version]):
+        entry = (one.reference, remote.remote, revision)
+        if entry not in registry.publications(one.adapter):
+            registry.record_publication(one, remote.remote, revision)
 
 
 def fetch(remote: str | Path, folder: str | Path, *, token: str | None = None) -> Path:
-    """Write the verified files of a published adapter into `folder`, and register nothing.
+    """Write the verified files of what is published into `folder`, and register nothing.
 
     Raises RemoteError, FileError.
     """
@@ -170,25 +210,38 @@ def open_remote(remote: str | Path, token: str | None = None) -> Remote:
 def read_local(
     reference: str | Path, registry: Registry
 ) -> tuple[dict[str, bytes], Version | None]:
-    """The files to publish, their `hub.json` with the version in it, and that version. A folder's
-    are checked as if to be loaded, as the registry did with a version's."""
+    """The files to publish, which say what version they are, and that version. A folder's are
+    checked as if to be loaded, as the registry did with a version's."""
     if isinstance(reference, Path) or is_folder(reference):
-        from hub.adapter import Adapter
-
         folder = locate_folder(reference)
-        contents = read_contents(folder)
-        Adapter.parse(contents, folder)
+        contents = read_folder(folder)
+        load_contents(contents, folder)
         return contents, None
     version = registry.get(reference)
-    contents = registry.read_files(version)
-    if MANIFEST in contents:
-        contents[MANIFEST] = edit_manifest(contents[MANIFEST], version=version.reference)
-    return contents, version
+    return pack_version(registry, version), version
 
 
 def receive(source: Remote) -> tuple[dict[str, bytes], str]:
-    """The adapter's files of a remote, verified, and the revision that they are from."""
+    """The files of the adapter or the composition at a remote, verified, and the revision that they
+    are from. Raises RemoteError, FileError."""
     listing = source.look()
+    where = Path(source.label)
+    if is_composition(listing.files, where):
+        contents = gather_contents(
+            listing.files, lambda name: read_verified(source, listing, name), where
+        )
+        parse_bundle(contents, where)
+    else:
+        check_listing(source, listing)
+        contents = {
+            name: read_verified(source, listing, name) for name in FILES if name in listing.files
+        }
+        parse_adapter(contents, where)
+    return contents, listing.revision or source.find_revision(listing, contents)
+
+
+def check_listing(source: Remote, listing: Listing) -> None:
+    """Raise RemoteError where what is there is no adapter."""
     if TENSORS not in listing.files:
         for pickle in PICKLES:
             if pickle in listing.files:
@@ -197,11 +250,11 @@ def receive(source: Remote) -> tuple[dict[str, bytes], str]:
         if name not in listing.files:
             there = ", ".join(sorted(listing.files)[:8]) or "nothing"
             raise RemoteError(f"{source.label} is no adapter: it has no {name}; it holds {there}")
-    contents = {
-        name: read_verified(source, listing, name) for name in FILES if name in listing.files
-    }
-    parse_adapter(contents, Path(source.label))
-    return contents, listing.revision or source.find_revision(listing, contents)
+
+
+def is_ours(name: str) -> bool:
+    """Whether a file at a remote is one that a push writes and takes away; the card stays."""
+    return name == RECIPE or name in FILES or is_part_file(name)
 
 
 def read_verified(source: Remote, listing: Listing, name: str) -> bytes:
@@ -220,7 +273,7 @@ def read_verified(source: Remote, listing: Listing, name: str) -> bytes:
     )
 
 
-def holds(remote: Remote, listing: Listing, contents: Mapping[str, bytes]) -> bool:
+def holds(remote: Remote, listing: Listing, contents: Contents) -> bool:
     """Whether all these files are there already."""
     for name, data in contents.items():
         if name not in listing.files:
@@ -229,36 +282,3 @@ def holds(remote: Remote, listing: Listing, contents: Mapping[str, bytes]) -> bo
         if (told.of(data) != told.value) if told else remote.read(listing, name) != data:
             return False
     return True
-
-
-def make_card(
-    remote: Remote,
-    contents: Mapping[str, bytes],
-    files: AdapterFiles,
-    version: Version | None,
-) -> Card:
-    """What the card of these files says."""
-    manifest, config = files.manifest, files.config
-    base = manifest.base if manifest is not None and manifest.base is not None else None
-    base = base or guess_base(contents)
-    repo = name_hub_repo(base.repo)
-    training = manifest.lineage.get("training") if manifest is not None else None
-    metrics = version.metrics if version is not None else manifest.metrics if manifest else {}
-    task = version.task if version is not None else manifest.task if manifest else None
-    peft_type = str(config.get("peft_type"))
-    return Card(
-        title=version.adapter if version is not None else remote.title,
-        address=remote.address,
-        repo=remote.repo,
-        reference=version.reference if version is not None else None,
-        digest=digest_contents(contents),
-        method=manifest.method if manifest is not None else peft_type.lower(),
-        peft_type=peft_type,
-        task_type=config.get("task_type"),
-        base=repo,
-        base_label=replace(base, repo=None).label,
-        task=task,
-        values=sum(tensor.numel() for tensor in files.tensors.values()),
-        metrics=metrics,
-        training=training if isinstance(training, dict) else {},
-    )

@@ -1,0 +1,132 @@
+"""Parts: the versions that a registry's compositions are made of."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import combinations
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import hub_registry
+from hub.errors import BaseMismatch, FileError
+from hub.recipes import RECIPE, Recipe, format_recipe, parse_recipe
+from hub.registration import UNKNOWN
+from hub_registry import BaseIdentity, CorruptBlob, Fault, Version
+
+if TYPE_CHECKING:
+    from hub.adapter import Adapter
+    from hub.composition import Operator
+    from hub.registration import Registry
+
+log = logging.getLogger("hub")
+
+
+def add_recipe(
+    registry: Registry, recipe: Recipe, parts: Sequence[Version], *, name: str, note: str | None
+) -> Version:
+    """Store a composition of these versions, in the order of its recipe.
+
+    Raises BaseMismatch where they are not for one base, and what `Registry.add_files` raises.
+    """
+    tree = recipe.fill([part.reference for part in parts])
+    adapters = list_adapters(registry, parts)
+    for text in check_bases([(version.reference, version.base) for version in adapters]):
+        log.warning(text)
+    known = [version.base for version in adapters if version.base.architecture != UNKNOWN]
+    return registry.add_files(
+        {RECIPE: format_recipe(recipe.label(None, [None] * len(parts)))},
+        name=name,
+        task=recipe.task,
+        method=tree.name,
+        base=known[0] if known else adapters[0].base,
+        config={"composition": str(tree)},
+        parents=parts,
+        note=note,
+        kind="composition",
+    )
+
+
+def check_bases(parts: Iterable[tuple[str, BaseIdentity]]) -> list[str]:
+    """Hold the bases of parts, given with what to call them, against each other; what is worth a
+    note. Raises BaseMismatch where two are different."""
+    notes: list[str] = []
+    known: dict[str, tuple[str, BaseIdentity]] = {}
+    for label, base in parts:
+        if base.architecture == UNKNOWN:
+            notes.append(
+                f"{label} does not say which base it was made for, so that could not be verified"
+            )
+        else:
+            known.setdefault(base.digest, (label, base))
+    for (one, expected), (other, found) in combinations(known.values(), 2):
+        comparison = hub_registry.compare(expected, found)
+        why = "; ".join(comparison.reasons)
+        if comparison.verdict == "different":
+            raise BaseMismatch(
+                f"{one} was made for {expected.label} and {other} for {found.label}: {why}; the "
+                "parts of a composition are made for one base"
+            )
+        if comparison.verdict == "unverified":
+            notes.append(f"{one} and {other} may be for different bases: {why}")
+    return notes
+
+
+def list_adapters(registry: Registry, parts: Sequence[Version]) -> list[Version]:
+    """The adapters among these versions and in the compositions among them, each once, in the order
+    of their first place."""
+    known = {version.reference: version for version in registry.collect(parts)}
+    found: dict[str, Version] = {}
+    seen: set[str] = set()
+    due = [part.reference for part in reversed(parts)]
+    while due:
+        version = known[due.pop()]
+        if version.reference in seen:
+            continue
+        seen.add(version.reference)
+        if version.kind == "composition":
+            due += reversed(version.parents)
+        else:
+            found[version.reference] = version
+    return list(found.values())
+
+
+def read_recipe(registry: Registry, version: Version, parts: Mapping[str, Version]) -> Recipe:
+    """A composition's recipe, held against the versions that are its parents, which are among
+    `parts`. Raises CorruptBlob, FileError."""
+    where = Path(version.reference, RECIPE)
+    recipe = parse_recipe(registry.read(version, RECIPE), where)
+    digests = [parts[parent].digest for parent in version.parents]
+    if [entry.digest for entry in recipe.parts] != digests:
+        raise FileError(
+            f"{where} is made of other parts than {', '.join(version.parents)}; the registry's "
+            "database is damaged: restore it from a backup"
+        )
+    return recipe
+
+
+def load_composition(registry: Registry, version: Version) -> Operator:
+    """A composition with its adapters loaded, each once. Raises what `Registry.load` raises."""
+    loaded: dict[str, Adapter | Operator] = {}
+    versions = {one.reference: one for one in registry.collect([version])}
+    for reference, one in versions.items():
+        if one.kind == "composition":
+            recipe = read_recipe(registry, one, versions)
+            loaded[reference] = recipe.fill([loaded[part] for part in one.parents])
+        else:
+            loaded[reference] = registry.load(one)
+    return loaded[version.reference]  # type: ignore[return-value]
+
+
+def find_part_faults(
+    registry: Registry, compositions: Sequence[Version], parts: Mapping[str, Version]
+) -> Iterator[Fault]:
+    """Where a recipe is not the one of the parts that a composition has. A damaged blob is left to
+    who reads them all."""
+    for version in compositions:
+        try:
+            read_recipe(registry, version, parts)
+        except CorruptBlob:
+            continue
+        except FileError as error:
+            yield Fault(str(error), version.reference, RECIPE)
