@@ -102,8 +102,13 @@ class Attachment:
     @property
     def active(self) -> tuple[Adapter, ...]:
         """The adapters that act on some row, in the order in which they act."""
+        return tuple(list_adapters(self.lines))
+
+    @property
+    def lines(self) -> tuple[Part, ...]:
+        """The compositions that rows have at present, without rows of their own, each once."""
         table = self._installation.switch.table
-        return tuple(list_adapters(table.lines)) if self._attached and table is not None else ()
+        return table.lines if self._attached and table is not None else ()
 
     @property
     def resident(self) -> Mapping[int, Part]:

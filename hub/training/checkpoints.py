@@ -1,8 +1,9 @@
 """Checkpoints: what a run leaves in its folder, and how it is found again.
 
-run.json                what the run is: adapter, base, data, options
-checkpoint-{step}/      the adapter's three files, and the state of optimizer, schedule, run
-                        and random numbers; never a tensor of the base
+run.json                what the run is: learners, base, data, options
+checkpoint-{step}/      the adapter's three files, where several learn in a folder for each
+                        ("2-houlsby"), and the state of optimizer, schedule, run and random
+                        numbers; never a tensor of the base
 """
 
 from __future__ import annotations
@@ -21,19 +22,18 @@ from hub.errors import TrainError
 from hub.identity import hash_tokenizer, identify_base
 from hub.training.data import Examples
 from hub.training.encoding import Encoder
+from hub.training.learners import Learners
 from hub.training.metrics import Metric
 from hub.training.options import Options
 from hub_registry.identity import BaseIdentity, compare
 
 RUN = "run.json"
 STATE = "trainer_state.json"
-# Where the base was loaded from may differ from one machine to the next; its identity counts.
-PLACES = ("base_model_name_or_path", "revision")
 
 
 def describe_run(
     model: Any,
-    adapter: Adapter,
+    learners: Learners,
     examples: Examples,
     measured: Examples | None,
     encoder: Encoder,
@@ -41,10 +41,8 @@ def describe_run(
     metrics: Sequence[Metric],
 ) -> dict[str, Any]:
     """What must be the same for a run to be resumed; JSON."""
-    config = adapter.describe_config()
     return {
-        "method": adapter.method,
-        "config": {k: v for k, v in config.items() if k not in PLACES},
+        **learners.describe(),
         "base": identify_base(model).to_json(),
         "dataset": examples.digest,
         "eval_dataset": measured.digest if measured is not None else None,
@@ -55,9 +53,6 @@ def describe_run(
             "metric": metrics[0].name if metrics else None,
         },
     }
-
-
-BASE_NAME = "base_model_name_or_path"
 
 
 def begin_run(folder: Path, run: Mapping[str, Any]) -> None:
@@ -76,7 +71,8 @@ def begin_run(folder: Path, run: Mapping[str, Any]) -> None:
 def resume_run(folder: Path, run: Mapping[str, Any]) -> Path | None:
     """The last whole checkpoint of the run in `folder`; None where it has none yet.
 
-    Raises TrainError where there is no run, or one with another adapter, base, dataset or option.
+    Raises TrainError where there is no run, or one with another adapter, composition, base, dataset
+    or option.
     """
     try:
         before = json.loads((folder / RUN).read_text())
@@ -122,15 +118,27 @@ def find_step(checkpoint: Path) -> int:
     return int(number) if number.isdigit() else -1
 
 
+def save_learners(learners: Learners, checkpoint: Path) -> None:
+    """Write what learns into a checkpoint. Raises FileError."""
+    for adapter, folder in zip(learners.adapters, learners.name_folders(), strict=True):
+        adapter.save(checkpoint / folder)
+
+
 @torch.no_grad()
-def load_checkpoint(adapter: Adapter, checkpoint: Path) -> Adapter:
-    """Put a checkpoint's tensors into `adapter`, in place; what was read. Raises FileError."""
-    saved = Adapter.read(checkpoint)
-    if saved.tensors.keys() != adapter.tensors.keys():
-        raise TrainError(f"{checkpoint} holds another adapter's tensors; start a new run")
-    for name, tensor in adapter.tensors.items():
-        tensor.copy_(saved.tensors[name])
-    return saved
+def load_learners(learners: Learners, checkpoint: Path) -> Mapping[str, float]:
+    """Put a checkpoint's tensors into what learns, in place; what was measured there.
+
+    Raises FileError and TrainError, and then nothing changed.
+    """
+    folders = [checkpoint / folder for folder in learners.name_folders()]
+    saved = [Adapter.read(folder) for folder in folders]
+    for adapter, found, folder in zip(learners.adapters, saved, folders, strict=True):
+        if found.tensors.keys() != adapter.tensors.keys():
+            raise TrainError(f"{folder} holds another adapter's tensors; start a new run")
+    for adapter, found in zip(learners.adapters, saved, strict=True):
+        for name, tensor in adapter.tensors.items():
+            tensor.copy_(found.tensors[name])
+    return saved[0].metrics
 
 
 def flatten(value: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -16,8 +16,9 @@ import torch
 from torch import nn
 from torch.nn.utils.rnn import pad_sequence
 
-from hub.adapter import name_task_type
+from hub.adapter import Adapter, name_task_type
 from hub.attachment import Attachment
+from hub.composition import Operator, Part, Stack
 from hub.errors import DataError, TrainError
 from hub.training.data import Example, Examples, shorten, show_progress
 from hub.training.labels import Labels
@@ -194,15 +195,24 @@ class Encoder:
 
 
 def count_front(attachment: Attachment | None) -> int:
-    """How many positions of the model attached adapters take for themselves, before a row's."""
+    """How many positions of the model attached adapters take for themselves, before a row's; the
+    most that any row has."""
     if attachment is None:
         return 0
-    count = 0
     with torch.no_grad():
-        for adapter in attachment.active:
-            modules: Any = attachment.modules(adapter).values()
-            count += max((len(m.extend()) for m in modules if hasattr(m, "extend")), default=0)
-    return count
+        return max((count_virtual(line, attachment) for line in attachment.lines), default=0)
+
+
+def count_virtual(part: Part, attachment: Attachment) -> int:
+    """The positions that an attached composition takes: those in a stack stand side by side, and
+    the parts of an average have equally many."""
+    if isinstance(part, Operator):
+        counts = [count_virtual(inner, attachment) for inner in part.parts]
+        return sum(counts) if isinstance(part, Stack) else max(counts)
+    if not isinstance(part, Adapter):
+        return 0
+    modules: Any = attachment.modules(part).values()
+    return max((len(module.extend()) for module in modules if hasattr(module, "extend")), default=0)
 
 
 def make_encoder(

@@ -15,6 +15,7 @@ import torch
 from torch.nn import functional as F
 
 from hub.attachment import Attachment, Composition, attach
+from hub.attachment.routing import list_answering
 from hub.errors import AttachError, DataError
 from hub.sites import unwrap_model
 from hub.training.data import Data, Examples, read_examples, show_progress
@@ -127,8 +128,9 @@ def find_label_names(model: Any, adapter: Any) -> Sequence[str]:
     if adapter is None:
         return ()
     attachment = adapter if isinstance(adapter, Attachment) else Attachment.of(model)
-    active = attachment.active if attachment is not None else ()
-    return next((a.lineage["labels"] for a in active if a.heads and "labels" in a.lineage), ())
+    lines = attachment.lines if attachment is not None else ()
+    answering = [a for line in lines for a in list_answering(line) if a.heads]
+    return next((a.lineage["labels"] for a in answering if "labels" in a.lineage), ())
 
 
 class Evaluator:

@@ -1,9 +1,9 @@
-"""Keeping a model, an adapter and the random numbers as they were."""
+"""Keeping a model, adapters and the random numbers as they were."""
 
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -34,16 +34,17 @@ def keep_model(model: Any) -> Iterator[None]:
 
 
 @contextmanager
-def keep_adapter_on_error(adapter: Adapter) -> Iterator[None]:
-    """Put back the adapter's tensors and what it says of itself, when anything is raised."""
-    tensors = {name: (p, p.detach().clone()) for name, p in adapter.tensors.items()}
-    said = dict(vars(adapter))
+def keep_on_error(adapters: Sequence[Adapter]) -> Iterator[None]:
+    """Put back the adapters' tensors and what they say of themselves, when anything is raised."""
+    tensors = [(p, p.detach().clone()) for adapter in adapters for p in adapter.tensors.values()]
+    said = [dict(vars(adapter)) for adapter in adapters]
     try:
         yield
     except BaseException:
-        for parameter, before in tensors.values():
+        for parameter, before in tensors:
             parameter.data = before
-        vars(adapter).update(said)
+        for adapter, words in zip(adapters, said, strict=True):
+            vars(adapter).update(words)
         raise
 
 

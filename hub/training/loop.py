@@ -1,8 +1,9 @@
-"""The training loop: transformers' own, so that only the adapter is saved, resumed and measured."""
+"""The training loop: transformers' own, so that only what learns is saved, resumed and measured."""
 
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,33 +11,33 @@ import torch
 from tqdm import tqdm  # type: ignore[import-untyped]
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainerState
 
-from hub.adapter import Adapter
 from hub.attachment import Attachment
 from hub.discovery import installed_methods
 from hub.errors import TrainError
 from hub.method import Training
-from hub.training.checkpoints import STATE, drop_checkpoints, load_checkpoint
+from hub.training.checkpoints import STATE, drop_checkpoints, load_learners, save_learners
 from hub.training.evaluation import Evaluator
+from hub.training.learners import Learners
 
 
 class AdapterTrainer(Trainer):
     """transformers' Trainer for an attached model.
 
-    adapter: what learns; its files are what a checkpoint holds of the model.
+    learners: what learns; their files are what a checkpoint holds of the model.
     evaluator: measures at every checkpoint; None to measure nothing.
     """
 
     def __init__(
         self,
-        adapter: Adapter,
+        learners: Learners,
         attachment: Attachment,
         evaluator: Evaluator | None,
         callbacks: list[TrainerCallback],
         **arguments: Any,
     ) -> None:
-        self._adapter = adapter
+        self._learners = learners
         self._evaluator = evaluator
-        self._part = MethodPart(adapter, attachment)
+        self._part = MethodPart(learners, attachment)
         self._bar = ProgressBar()
         callbacks = [self._part, self._bar, *callbacks]
         # The evaluator holds the data; the Trainer only wants to be told that there are some.
@@ -58,17 +59,17 @@ class AdapterTrainer(Trainer):
             self._bar.close()
 
     def restore_finished(self, checkpoint: Path) -> bool:
-        """Whether the run had made all its steps at a checkpoint; then the adapter and the state
+        """Whether the run had made all its steps at a checkpoint; then what learns and the state
         are as they were there, since the loop would make one more. Raises FileError."""
         state = TrainerState.load_from_json(str(checkpoint / STATE))
         if state.global_step < state.max_steps:
             return False
         self.state = state
-        load_checkpoint(self._adapter, checkpoint)
+        load_learners(self._learners, checkpoint)
         return True
 
     def training_step(self, model: Any, inputs: Any, num_items_in_batch: Any = None) -> Any:
-        """Also the method's penalty, and a stop when the loss is no number."""
+        """Also the methods' penalty, and a stop when the loss is no number."""
         loss = super().training_step(model, inputs, num_items_in_batch)
         if self.accelerator.sync_gradients and self._part.training.penalty is not None:
             penalty = self._part.training.penalty()
@@ -82,9 +83,11 @@ class AdapterTrainer(Trainer):
     def evaluate(self, *arguments: Any, **keywords: Any) -> dict[str, float]:
         """Measure with ours; the values by name, as the Trainer calls them."""
         assert self._evaluator is not None
-        self._adapter.metrics = dict(self._evaluator.run().metrics)
-        values = {f"eval_{name}": value for name, value in self._adapter.metrics.items()}
-        for name, value in self._adapter.metrics.items():
+        metrics = self._evaluator.run().metrics
+        for adapter in self._learners.adapters:
+            adapter.metrics = dict(metrics)
+        values = {f"eval_{name}": value for name, value in metrics.items()}
+        for name, value in metrics.items():
             if not torch.isfinite(torch.tensor(value)):
                 raise self._make_divergence_error(f"{name} on the evaluation data is {value}")
         self.log(dict(values))
@@ -109,21 +112,23 @@ class AdapterTrainer(Trainer):
         )
 
     def check_tensors(self) -> None:
-        """Raise TrainError where the adapter holds what is no number."""
-        for name, tensor in self._adapter.tensors.items():
-            if not torch.isfinite(tensor).all():
-                raise self._make_divergence_error(f"the adapter's {name} is no longer finite")
+        """Raise TrainError where an adapter holds what is no number."""
+        for adapter in self._learners.adapters:
+            for name, tensor in adapter.tensors.items():
+                if not torch.isfinite(tensor).all():
+                    what = f"{name} of adapter {adapter.label} is no longer finite"
+                    raise self._make_divergence_error(what)
 
     def _make_divergence_error(self, what: str) -> TrainError:
         step = min(self.state.global_step + 1, self.state.max_steps)
         return TrainError(
             f"{what} at step {step} of {self.state.max_steps}; lower learning_rate (it is "
-            f"{self.args.learning_rate}), or raise warmup; the adapter is as it was before"
+            f"{self.args.learning_rate}), or raise warmup; what was trained is as it was before"
         )
 
     def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
         self.check_tensors()
-        self._adapter.save(output_dir or str(self.args.output_dir))
+        save_learners(self._learners, Path(output_dir or str(self.args.output_dir)))
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         super()._save_checkpoint(model, trial)
@@ -140,40 +145,68 @@ class AdapterTrainer(Trainer):
         """Left to `load_best`, which also finds it in a folder that was moved."""
 
     def load_best(self) -> int | None:
-        """Put the best checkpoint into the adapter; its step, None where nothing was measured."""
+        """Let what learns be as at the best checkpoint; its step, None where nothing was
+        measured."""
         best = self.state.best_global_step if self._evaluator is not None else None
         if best is not None:
             folder = Path(str(self.args.output_dir)) / f"checkpoint-{best}"
-            self._adapter.metrics = load_checkpoint(self._adapter, folder).metrics
+            metrics = load_learners(self._learners, folder)
+            for adapter in self._learners.adapters:
+                adapter.metrics = dict(metrics)
         return best
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
-        load_checkpoint(self._adapter, Path(resume_from_checkpoint))
+        load_learners(self._learners, Path(resume_from_checkpoint))
 
 
 class MethodPart(TrainerCallback):
-    """The method's own part in a run, see the hook `hub_train`."""
+    """The methods' own part in a run, see the hook `hub_train`."""
 
-    def __init__(self, adapter: Adapter, attachment: Attachment) -> None:
+    def __init__(self, learners: Learners, attachment: Attachment) -> None:
         self.training = Training()
-        self._adapter = adapter
+        self._learners = learners
         self._attachment = attachment
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        """Ask the method's plugin, now that the number of steps is known."""
-        part = installed_methods().call(
-            "hub_train",
-            self._adapter.method,
-            adapter=self._adapter,
-            modules=self._attachment.modules(self._adapter),
-            steps=state.max_steps,
-        )
-        self.training = part or Training()
+        """Ask each method's plugin, now that the number of steps is known."""
+        parts = [
+            installed_methods().call(
+                "hub_train",
+                adapter.method,
+                adapter=adapter,
+                modules=self._attachment.modules(adapter),
+                steps=state.max_steps,
+            )
+            for adapter in self._learners.adapters
+        ]
+        self.training = join_trainings([part for part in parts if part is not None])
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """The optimizer has made a step."""
         if self.training.after_step is not None:
             self.training.after_step(state.global_step)
+
+
+def join_trainings(parts: Sequence[Training]) -> Training:
+    """What several learners add to a run, as one: the penalties' sum, every step's end."""
+    if len(parts) < 2:
+        return parts[0] if parts else Training()
+    penalties = [part.penalty for part in parts if part.penalty is not None]
+    steps = [part.after_step for part in parts if part.after_step is not None]
+
+    def measure() -> torch.Tensor:
+        first, *others = (penalty() for penalty in penalties)
+        return torch.stack([first, *(other.to(first) for other in others)]).sum()
+
+    def end_step(step: int) -> None:
+        for after_step in steps:
+            after_step(step)
+
+    return Training(
+        measure if penalties else None,
+        end_step if steps else None,
+        max(part.result_from for part in parts),
+    )
 
 
 class ProgressBar(TrainerCallback):

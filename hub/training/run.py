@@ -1,4 +1,4 @@
-"""Training: an adapter learns from a dataset, on a base that stays as it was."""
+"""Training: adapters learn from a dataset, on a base that stays as it was."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hub.adapter import Adapter
-from hub.attachment import Attachment, attach
+from hub.attachment import Composition
+from hub.attachment.admission import Trainable
 from hub.errors import PackageMissing, TrainError
 from hub.references import locate_folder
 from hub.sites import unwrap_model
@@ -23,8 +23,9 @@ from hub.training.checkpoints import begin_run, describe_run, resume_run
 from hub.training.data import Data, read_examples
 from hub.training.encoding import collate, count_front, find_kind, make_encoder
 from hub.training.evaluation import Evaluator
-from hub.training.keeping import keep_adapter_on_error, keep_model, keep_random_state
-from hub.training.labels import Labels, settle_labels
+from hub.training.keeping import keep_model, keep_on_error, keep_random_state
+from hub.training.labels import settle_labels
+from hub.training.learners import find_learners, put_on
 from hub.training.metrics import choose_metrics
 from hub.training.options import Options, check_optimizer, make_arguments
 
@@ -41,8 +42,9 @@ class TrainResult:
     steps: optimizer steps, those of an earlier part of a resumed run with them.
     loss: the last one logged; losses: all, as (step, mean since the one before).
     evaluations: what was measured at each checkpoint, as (step, value by metric).
-    metrics: what the adapter, as it is left, was measured at; empty without `eval_dataset`.
-    best_step: whose checkpoint the adapter holds now; None without `eval_dataset`.
+    metrics: what the model with what was trained, as it is left, was measured at; empty without
+        `eval_dataset`.
+    best_step: whose checkpoint is what was trained now; None without `eval_dataset`.
     seconds: the time that this call took.
     truncated: how many prompts were cut to `max_length`.
     output: the folder with the checkpoints; None when they were temporary.
@@ -61,7 +63,7 @@ class TrainResult:
 
 def train(
     model: Any,
-    adapter: Adapter,
+    composition: Composition,
     dataset: Data,
     *,
     tokenizer: Any,
@@ -84,20 +86,28 @@ def train(
     choices: Sequence[str] | None = None,
     max_new_tokens: int | None = None,
     callbacks: Sequence[TrainerCallback] = (),
+    trainable: Trainable = None,
     allow_other_base: bool = False,
 ) -> TrainResult:
-    """Train `adapter` on `model` and a dataset, with transformers' Trainer, where the model is.
+    """Train an adapter, or what learns in a composition, on `model` and a dataset, with
+    transformers' Trainer, where the model is.
 
-    The adapter is attached for it and detached again, or, where it is attached already and
-    learns, trained as it stands. Its tensors are trained in place, `metrics` and `lineage` filled
-    in. The model is as it was afterwards; when anything is raised the adapter is too.
+    It is attached for it and detached again, or, where the model carries it already and it learns,
+    trained as it stands. The tensors of what learns are trained in place, its `metrics` and
+    `lineage` filled in; the other parts stay bit for bit as they are. The model is as it was
+    afterwards; when anything is raised what learned is too.
 
+    composition: an adapter, or several that learn together or on top of others,
+        ``hub.Stack("de@2", adapter)``. A dataset does not say which row has which, so no
+        `BatchSplit` and no `Parallel`.
+    trainable: which of its adapters learn, as for `hub.attach`; those made new when left out, and
+        an adapter that is given alone.
     dataset: a `datasets.Dataset`, or the path of a JSONL, CSV or Parquet file.
     template: Jinja2, prompt and completion divided by ``|||``: ``{{ text }}|||{{ label }}``.
         A causal or encoder-decoder model learns the completion and where it ends. A sequence
         classifier learns which class it names: one of the model's `label2id`, a number, else
         names are numbered in sorted order and kept in ``lineage["labels"]``.
-    eval_dataset: measured at every checkpoint; the adapter is left as it was at the best one.
+    eval_dataset: measured at every checkpoint; what learns is left as it was at the best one.
     metric: by which the best is chosen, see `hub.metrics`; accuracy for a classifier and
         perplexity for a language model when left out. `choices` and `max_new_tokens` are for it,
         see `hub.evaluate`.
@@ -115,9 +125,10 @@ def train(
         stopped.
     callbacks: transformers' own, for logging elsewhere or stopping early.
 
-    Raises DataError on the dataset, the template or the metric; TrainError on an option, a run
-    that can't be resumed, a loss that is no number, or too little memory; PackageMissing; FileError
-    where a checkpoint can't be written or read; and what `attach` raises.
+    Raises DataError on the dataset, the template or the metric; TrainError on an option, a
+    composition that can't be trained, a run that can't be resumed, a loss that is no number, or too
+    little memory; PackageMissing; FileError where a checkpoint can't be written or read; and what
+    `attach` raises.
     """
     options = Options(
         epochs,
@@ -138,6 +149,7 @@ def train(
     if resume and output is None:
         raise TrainError("to resume a run, give output, the folder that holds it")
     model = unwrap_model(model)
+    learners = find_learners(model, composition, trainable)
     kind = find_kind(model)
     check_optimizer(optimizer, model.get_input_embeddings().weight.device)
     metrics = choose_metrics(metric, kind, bool(choices)) if eval_dataset is not None else []
@@ -145,13 +157,13 @@ def train(
     measured = read_examples(eval_dataset, template) if eval_dataset is not None else None
     labels = None
     if kind == "classification":
-        labels = settle_labels(examples, model.config, adapter.lineage.get("labels", ()))
+        labels = settle_labels(examples, model.config, learners.labels)
     start = time.monotonic()
     with (
         keep_random_state(model),
-        keep_adapter_on_error(adapter),
+        keep_on_error(learners.adapters),
         keep_model(model),
-        put_on(model, adapter, allow_other_base) as attachment,
+        put_on(model, learners, allow_other_base) as attachment,
         ExitStack() as stack,
     ):
         encoder = make_encoder(model, tokenizer, kind, max_length, count_front(attachment))
@@ -175,13 +187,14 @@ def train(
                 max_new_tokens=max_new_tokens,
                 choices=choices or (),
             )
-        run = describe_run(model, adapter, examples, measured, encoder, options, metrics)
+        run = describe_run(model, learners, examples, measured, encoder, options, metrics)
         folder = stack.enter_context(open_output(output))
         checkpoint = resume_run(folder, run) if resume else None
         if not resume:
             begin_run(folder, run)
-        begin_lineage(adapter, run, labels)
-        adapter.lineage["training"] = story = {
+        names = labels.names if labels is not None else ()
+        story = {
+            **learners.begin_lineage(names, run["tokenizer"]),
             "dataset": dict(examples.source),
             "eval_dataset": dict(measured.source) if measured is not None else None,
             "template": template,
@@ -189,11 +202,12 @@ def train(
             "options": run["options"],
             "versions": list_versions(),
         }
+        learners.tell(story)
         if kind == "classification":
             encoder.settle_padding(model)
         saves = output is not None or evaluator is not None
         trainer = AdapterTrainer(
-            adapter,
+            learners,
             attachment,
             evaluator,
             list(callbacks),
@@ -215,50 +229,22 @@ def train(
             loss=trainer.losses[-1][1] if trainer.losses else math.nan,
             losses=trainer.losses,
             evaluations=trainer.evaluations,
-            metrics=dict(adapter.metrics),
+            metrics=dict(learners.adapters[0].metrics),
             best_step=best,
             seconds=time.monotonic() - start,
             truncated=truncated,
             output=folder if output is not None else None,
         )
-        adapter.lineage["training"] = {
-            **story,
-            "steps": result.steps,
-            "best_step": best,
-            "loss": result.loss if trainer.losses else None,
-            "seconds": round(result.seconds, 3),
-        }
+        learners.tell(
+            {
+                **story,
+                "steps": result.steps,
+                "best_step": best,
+                "loss": result.loss if trainer.losses else None,
+                "seconds": round(result.seconds, 3),
+            }
+        )
         return result
-
-
-@contextmanager
-def put_on(model: Any, adapter: Adapter, allow_other_base: bool) -> Iterator[Attachment]:
-    """`adapter`, attached and learning. Raises TrainError where something else would learn too."""
-    present = Attachment.of(model)
-    if present is None:
-        with attach(
-            model, adapter, trainable=[adapter], allow_other_base=allow_other_base
-        ) as attachment:
-            yield attachment
-        return
-    learning = {id(p) for p in present.parameters()}
-    own = {id(p) for p in adapter.tensors.values()}
-    if not any(a is adapter for a in present.active):
-        names = ", ".join(a.label for a in present.active)
-        raise TrainError(
-            f"the model carries {names}, not this adapter; detach first, or attach it with them"
-        )
-    if not learning & own:
-        raise TrainError(
-            f"adapter {adapter.label} is attached but does not learn; attach it with "
-            "trainable=[adapter]"
-        )
-    if learning - own:
-        raise TrainError(
-            "another adapter on this model learns too, and a run trains one; attach them with "
-            "trainable=[adapter]"
-        )
-    yield present
 
 
 @contextmanager
@@ -269,18 +255,6 @@ def open_output(output: str | Path | None) -> Iterator[Path]:
         return
     with tempfile.TemporaryDirectory(prefix="pefthub-") as scratch:
         yield Path(scratch)
-
-
-def begin_lineage(adapter: Adapter, run: Mapping[str, Any], labels: Labels | None) -> None:
-    """Say that what was true of the adapter before is so no more, and what it came from."""
-    lineage = dict(adapter.lineage)
-    if adapter.reference is not None:
-        lineage["parents"] = [adapter.reference]
-    if labels is not None and labels.names:
-        lineage["labels"] = list(labels.names)
-    adapter.lineage, adapter.reference, adapter.metrics = lineage, None, {}
-    if adapter.base is not None and adapter.base.tokenizer is None:
-        adapter.base = replace(adapter.base, tokenizer=run["tokenizer"])
 
 
 def list_versions() -> dict[str, str]:
