@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from typing import Any
 
 from torch import nn
 
@@ -64,4 +65,11 @@ def copy_head(model: nn.Module, path: str) -> nn.Module:
             f"the adapter carries a trained head {path!r}, and {type(model).__name__} has no such "
             f"module (its heads: {there}); load the base with the class for the adapter's task"
         ) from None
-    return dequantize_layers(copy.deepcopy(head))
+    # What hangs on the base's head, such as the answers of other adapters, is none of the copy's.
+    hooks: dict[int, Any] = {
+        id(table): type(table)()
+        for module in head.modules()
+        for name, table in vars(module).items()
+        if name.endswith(("_hooks", "_hooks_with_kwargs", "_hooks_always_called"))
+    }
+    return dequantize_layers(copy.deepcopy(head, hooks))
