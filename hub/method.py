@@ -179,9 +179,9 @@ class Method(ABC, Generic[C]):
     ) -> tuple[C, Mapping[str, torch.Tensor]]:
         """One adapter of several: its configuration and its tensors.
 
-        configs, tensors: of each part; the tensors in float32, without gradients, and without those
-            of trained heads. They must stay as they are, and the result's share no memory with
-            them.
+        configs, tensors: of each part; the tensors in float32, without those of trained heads. They
+            must stay as they are, and the result's share no memory with them. No gradients are
+            taken.
         rule: what the user asked for. ``rule.mix`` makes one tensor of several by it,
             ``rule.mix_factors`` one change of a weight that is kept as two factors, and
             ``rule.weights`` are those of the parts.

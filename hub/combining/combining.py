@@ -15,7 +15,7 @@ from hub.combining.heads import combine_heads, take_off_heads
 from hub.combining.rules import Rule
 from hub.discovery import installed_methods
 from hub.errors import BaseMismatch, ConfigError
-from hub.references import load, locate_folder
+from hub.references import load_adapter, locate_folder
 from hub_registry.identity import BaseIdentity, compare
 
 log = logging.getLogger("hub")
@@ -50,7 +50,7 @@ def combine(
     was made of and how.
 
     Raises ConfigError on options or parts that can't be combined, BaseMismatch on parts of
-    different bases, and what `load` raises for a reference.
+    different bases, RegistryError on a composition, and what `load` raises for a reference.
     """
     if isinstance(parts, str | Path) or not isinstance(parts, Sequence) or not parts:
         raise ConfigError(
@@ -101,14 +101,15 @@ def combine(
 
 
 def load_part(part: Any) -> Adapter:
-    """A part, loaded. Raises ConfigError on what is none, and what `load` raises."""
-    loaded: Any = load(part) if isinstance(part, str | Path) else part
-    if not isinstance(loaded, Adapter):
+    """A part, loaded. Raises ConfigError on what is none, and what `load_adapter` raises."""
+    if isinstance(part, str | Path):
+        return load_adapter(part)
+    if not isinstance(part, Adapter):
         raise ConfigError(
-            f"{part if isinstance(part, str | Path) else type(part).__name__} is not one adapter; "
-            "only adapters can be combined, or references of some such as 'sst2@3'"
+            f"{type(part).__name__} is no adapter; only adapters can be combined, or references of "
+            "some such as 'sst2@3'"
         )
-    return loaded
+    return part
 
 
 def name_parts(adapters: Sequence[Adapter], parts: Sequence[Any]) -> list[str]:
@@ -177,13 +178,13 @@ class Tensors(dict[str, torch.Tensor]):
 
 
 def prepare_tensors(tensors: Mapping[str, torch.Tensor], device: torch.device) -> Tensors:
-    """Without gradients, on one device, those of numbers in float32."""
-    prepared = Tensors()
+    """The same on one device, those of numbers in float32."""
+    prepared = Tensors(tensors)
     for name, tensor in tensors.items():
-        dtype = torch.float32 if tensor.is_floating_point() else tensor.dtype
-        if tensor.dtype != dtype or tensor.device != device:
-            tensor = tensor.to(device, dtype)
-        prepared[name] = tensor.detach()
+        if tensor.is_floating_point() and tensor.dtype != torch.float32:
+            prepared[name] = tensor.to(device, torch.float32)
+        elif tensor.device != device:
+            prepared[name] = tensor.to(device)
     return prepared
 
 

@@ -12,7 +12,7 @@ import torch
 
 import hub
 from hub.errors import BaseMismatch
-from hub_registry.errors import UnknownReference
+from hub_registry.errors import RegistryError, UnknownReference
 from tests.snapshots import run, shake_adapter
 from tests.tiny import build_tiny, make_inputs
 
@@ -208,12 +208,19 @@ def test_options_that_can_not_be_are_refused(
     [
         ([], hub.ConfigError, "combine takes a list of adapters or references, at least one"),
         ("sst2@1", hub.ConfigError, "combine takes a list of adapters or references"),
-        ([3], hub.ConfigError, "int is not one adapter; only adapters can be"),
+        ([3], hub.ConfigError, "int is no adapter; only adapters can be"),
         (["none@1"], UnknownReference, "none"),
         (["./none"], hub.HubError, "none does not exist"),
+        (["both@1"], RegistryError, "both@1 is a composition, .* name a part of it"),
     ],
 )
-def test_what_is_no_adapter_is_refused(parts: Any, error: type[Exception], reason: str) -> None:
+def test_what_is_no_adapter_is_refused(
+    model: Any, parts: Any, error: type[Exception], reason: str
+) -> None:
+    registry = hub.Registry()
+    for seed in (1, 2):
+        registry.add(make(model, seed), name="a")
+    registry.add(hub.Stack("a@1", "a@2"), name="both")
     with pytest.raises(error, match=reason):
         hub.combine(parts, how="linear")
 
