@@ -16,6 +16,7 @@ from torch.nn import functional as F
 
 from hub.attachment import Attachment, Composition, attach
 from hub.attachment.routing import list_answering
+from hub.composition import Parallel, walk
 from hub.errors import AttachError, DataError
 from hub.sites import unwrap_model
 from hub.training.data import Data, Examples, read_examples, show_progress
@@ -90,6 +91,7 @@ def evaluate(
     examples = read_examples(dataset, template)
     with show_adapter(model, adapter, allow_other_base), keep_model(model):
         shown = None if adapter is None else Attachment.of(model)
+        check_answers(shown)
         encoder = make_encoder(model, tokenizer, kind, max_length, count_front(shown))
         labels = None
         if kind == "classification":
@@ -121,6 +123,17 @@ def show_adapter(
     if present is not None and present.active == (adapter,):
         return nullcontext()
     return attach(model, adapter, trainable=False, allow_other_base=allow_other_base)
+
+
+def check_answers(shown: Attachment | None) -> None:
+    """Raise AttachError where a row would have several answers."""
+    for route in shown.resident.values() if shown is not None else ():
+        for node in walk(route):
+            if isinstance(node, Parallel) and len(node.parts) > 1:
+                raise AttachError(
+                    f"{node} answers every row {len(node.parts)} times, and one answer is "
+                    "measured; measure its parts one at a time"
+                )
 
 
 def find_label_names(model: Any, adapter: Any) -> Sequence[str]:

@@ -209,3 +209,17 @@ def test_option_that_does_not_fit_is_refused(options: dict[str, Any], message: s
         message = "row 1: the prompt gives no token"
     with pytest.raises(DataError, match=message):
         hub.evaluate(MODELS["llama"], None, ROWS, **arguments)
+
+
+def test_what_answers_a_row_several_times_can_not_be_measured() -> None:
+    model = MODELS["llama"]
+    a, b = (hub.Adapter.create("lora", model, r=2) for _ in range(2))
+    for tree in (hub.Parallel(a, b), hub.Stack(a, hub.Parallel(None, b))):
+        for metric in ("perplexity", "exact_match"):
+            with pytest.raises(AttachError, match=r"answers every row 2 times.*one at a time"):
+                hub.evaluate(
+                    model, tree, ROWS, tokenizer=TOKENIZER, template=TEMPLATE, metrics=metric
+                )
+    with pytest.raises(AttachError, match="say which, rows="):
+        hub.evaluate(model, hub.BatchSplit(a, b), ROWS, tokenizer=TOKENIZER, template=TEMPLATE)
+    assert list(model.named_parameters())[-1][0] == "lm_head.weight"
