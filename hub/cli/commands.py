@@ -157,6 +157,29 @@ def json_option(*keys: str) -> Callable[[F], F]:
     return click.option("--json", "as_json", is_flag=True, help=text)
 
 
+def part_option() -> Callable[[F], F]:
+    """`--part OLD=NEW`, for a command to which a composition's parts come from elsewhere."""
+    return click.option(
+        "--part",
+        "names",
+        multiple=True,
+        metavar="OLD=NEW",
+        callback=read_names,
+        help="What a composition's part OLD is to be called here; it may be given more than once.",
+    )
+
+
+def read_names(
+    ctx: click.Context, parameter: click.Parameter, value: Sequence[str]
+) -> dict[str, str]:
+    """New names by the old ones."""
+    pairs = [text.partition("=") for text in value]
+    for text, (old, _, new) in zip(value, pairs, strict=True):
+        if not old or not new:
+            raise click.BadParameter(f"{text!r} renames no part; write --part de=german")
+    return {old: new for old, _, new in pairs}
+
+
 def make_traceback_option() -> click.Option:
     return click.Option(
         ["--traceback"],

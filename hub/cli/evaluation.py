@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,6 +17,7 @@ from hub.errors import DataError
 
 if TYPE_CHECKING:
     from hub.adapter import Adapter
+    from hub.composition import Operator
 
 
 @click.command(
@@ -60,7 +62,7 @@ def evaluate_adapter(
     no_record: bool,
     as_json: bool,
 ) -> None:
-    """Measure an adapter, and record the metrics with its version.
+    """Measure an adapter or a composition, and record its metrics.
 
     REFERENCE is name@number, name@alias, name, ./folder, or hf://org/repo@revision.
     """
@@ -76,9 +78,11 @@ def evaluate_adapter(
             adapter = registry.load(version)
             if not no_record:
                 registry.check_writable()  # before hours are spent
-        template = template or find_template(adapter)
+        label = version.reference if version is not None else reference
+        parts = list_adapters(adapter)
+        template = template or find_template(parts, label)
         read_examples(data, template)
-        model, tokenizer = models.load_base_of(adapter, base, quantize)
+        model, tokenizer = models.load_base_of(parts, label, base, quantize)
         evaluation = hub.evaluate(
             model,
             adapter,
@@ -99,7 +103,7 @@ def evaluate_adapter(
     if as_json:
         print_json(
             {
-                "reference": version.reference if version is not None else reference,
+                "reference": label,
                 "metrics": evaluation.metrics,
                 "samples": evaluation.samples,
                 "truncated": evaluation.truncated,
@@ -107,15 +111,31 @@ def evaluate_adapter(
             }
         )
         return
-    click.echo(click.style(version.reference if version is not None else reference, bold=True))
+    click.echo(click.style(label, bold=True))
     print_pairs({name: f"{value:.6g}" for name, value in evaluation.metrics.items()})
     print_pairs({"samples": str(evaluation.samples), "recorded": "yes" if recorded else "no"})
 
 
-def find_template(adapter: Adapter) -> str:
-    """The template that an adapter was trained with. Raises DataError."""
-    training = adapter.lineage.get("training")
-    template = training.get("template") if isinstance(training, dict) else None
-    if not isinstance(template, str):
-        raise DataError(f"{adapter.label} does not say its template; give it with --template")
-    return template
+def list_adapters(composition: Adapter | Operator) -> list[Adapter]:
+    """The adapters of what was loaded, each once."""
+    from hub.adapter import Adapter
+
+    if isinstance(composition, Adapter):
+        return [composition]
+    return list(dict.fromkeys(x for x in composition.leaves() if isinstance(x, Adapter)))
+
+
+def find_template(parts: Sequence[Adapter], label: str) -> str:
+    """The template that adapters were trained with. Raises DataError where that is none, or more
+    than one."""
+    trainings = [part.lineage.get("training") for part in parts]
+    said = {item.get("template") for item in trainings if isinstance(item, dict)}
+    templates = sorted(text for text in said if isinstance(text, str))
+    if not templates:
+        raise DataError(f"{label} does not say its template; give it with --template")
+    if len(templates) > 1:
+        raise DataError(
+            f"the parts of {label} were trained with {len(templates)} templates, {templates[0]!r} "
+            "and others; give one with --template"
+        )
+    return templates[0]

@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING
 import click
 
 from hub.cli import models
-from hub.cli.commands import Command, json_option
+from hub.cli.commands import Command, json_option, part_option
 from hub.cli.output import show_progress
 from hub.cli.registry import ADDED, open_registry, report_added
 from hub.references import locate_folder
+from hub_registry import RegistryError
 
 if TYPE_CHECKING:
     from hub_registry import BaseIdentity
@@ -23,7 +24,8 @@ if TYPE_CHECKING:
 def export_version(reference: str, folder: str) -> None:
     """Write the files of a version to a new folder, verified.
 
-    peft, and what reads its files, loads them from there.
+    peft, and what reads its files, loads them from there. A composition comes whole, each of its
+    parts in a folder inside.
     """
     registry = open_registry()
     version = registry.get(reference)
@@ -45,19 +47,26 @@ def export_version(reference: str, folder: str) -> None:
 @click.option("--task", help="What the adapter is for.")
 @click.option("--base", help="The base that it was trained on, where its files don't say.")
 @click.option("--note", help="Kept with the version.")
+@part_option()
 @json_option(*ADDED)
 def import_folder(
-    folder: str, name: str, task: str | None, base: str | None, note: str | None, as_json: bool
+    folder: str,
+    name: str,
+    task: str | None,
+    base: str | None,
+    note: str | None,
+    names: dict[str, str],
+    as_json: bool,
 ) -> None:
-    """Register the adapter in a folder: one of hub's, or peft's own.
+    """Register the adapter, or the composition, that is in a folder.
 
-    A peft folder does not say which weights it was trained on. With --base it is bound to those;
+    A composition's parts become versions too. A peft folder does not say which weights it was trained on. With --base it is bound to those;
     without, it loads onto any base with a note.
     """
     registry, path = open_registry(), locate_folder(folder)
     identity = identify(base, path) if base is not None else None
     with show_progress(f"reading {path}"):
-        version = registry.add(path, name=name, task=task, note=note, base=identity)
+        version = registry.add(path, name=name, task=task, note=note, base=identity, names=names)
     report_added(version, str(path), as_json)
 
 
@@ -70,7 +79,13 @@ def identify(base: str, folder: Path) -> BaseIdentity:
         from hub.adapter import Adapter
         from hub.attachment import attach
         from hub.identity import identify_base
+        from hub.recipes import RECIPE
 
+        if (folder / RECIPE).exists():
+            raise RegistryError(
+                f"{folder} is a composition, which is bound to the base of its parts; leave --base "
+                "out"
+            )
         adapter = Adapter.read(folder, reference=str(folder))
         kind = models.KINDS_BY_TASK.get(adapter.task_type or "")
         model = models.load_model(base, kind, models.count_classes(adapter, kind))

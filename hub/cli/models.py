@@ -266,22 +266,26 @@ def count_labels(texts: Sequence[str], config: Any) -> int:
 
 
 def load_base_of(
-    adapter: Adapter, base: str | None, quantize: str | None = None
+    parts: Sequence[Adapter], label: str, base: str | None, quantize: str | None = None
 ) -> tuple[Any, Any]:
-    """The model and the tokenizer to measure an adapter on: `base`, or where it was trained.
+    """The model and the tokenizer to measure adapters on: `base`, or where they were trained.
 
+    parts: the adapters of a composition, or one alone; label: what errors call it. The base is
+        that of the first which says one, and the model's head that of the one which brings it.
     quantize: one of `quantizing.QUANTIZATIONS` or "none"; as it was trained when left out. Raises
         HubError.
     """
-    base = base or name_base(adapter.base)
+    known = next((part for part in parts if name_base(part.base) is not None), parts[0])
+    base = base or name_base(known.base)
     if base is None:
-        raise HubError(f"{adapter.label} does not say which base it is for; give it with --base")
+        raise HubError(f"{label} does not say which base it is for; give it with --base")
     config = load_config(base)
-    kind = KINDS_BY_TASK.get(adapter.task_type or "") or choose_kind(config)
+    leading = sorted(parts, key=lambda part: (not part.heads, part.task_type is None))[0]
+    kind = KINDS_BY_TASK.get(leading.task_type or "") or choose_kind(config)
     if quantize is None:
-        quantize = find_quantization(adapter, config)
+        quantize = find_quantization(known, config)
     quantize = None if quantize == "none" else quantize
-    return load_model(base, kind, count_classes(adapter, kind), quantize), load_tokenizer(base)
+    return load_model(base, kind, count_classes(leading, kind), quantize), load_tokenizer(base)
 
 
 def count_classes(adapter: Adapter, kind: Kind | None) -> int | None:

@@ -1,8 +1,7 @@
-"""Commands that read the registry: list, show, log, verify; and alias, which moves one."""
+"""Commands that read the registry: list, log, verify; and alias, which moves one."""
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,23 +10,19 @@ import click
 from hub.cli.commands import Command, Failure, json_option
 from hub.cli.output import (
     format_metrics,
-    format_size,
     format_time,
     notify,
     print_json,
-    print_pairs,
     print_table,
     say,
     show_progress,
 )
-from hub.cli.words import describe_words, find_words, print_words
 
 if TYPE_CHECKING:
     from hub.registration import Registry
     from hub_registry import Version
 
 SHORT = 12
-LISTED = 3
 # What JSON says of a version that came from elsewhere.
 ADDED = ("reference", "digest", "method", "task", "base")
 
@@ -99,91 +94,6 @@ def list_versions(registry: Registry, name: str, task: str | None, as_json: bool
             )
             for version in versions
         ),
-    )
-
-
-@click.command(
-    "show",
-    cls=Command,
-    examples=(
-        "hub show sst2@3",
-        "hub show sst2@production --json",
-        "hub show prompt@1 --base bert-base-uncased --nearest 3",
-    ),
-)
-@click.argument("reference")
-@click.option(
-    "--base",
-    help="The base model, for the words that virtual tokens are nearest to; the one that it was "
-    "trained on when left out, where that is on this machine.",
-)
-@click.option(
-    "--nearest",
-    type=click.IntRange(1),
-    default=5,
-    show_default=True,
-    metavar="N",
-    help="How many words for each virtual token.",
-)
-@json_option(
-    *("reference", "adapter", "number", "digest", "kind", "method", "task", "base", "config"),
-    *("metrics", "created", "author", "note", "files", "parents", "aliases"),
-    *("lineage", "publications [remote, revision]"),
-    "tokens [token, nearest [word, id, distance]] where there are virtual ones",
-)
-def show_version(reference: str, base: str | None, nearest: int, as_json: bool) -> None:
-    """Show all that is known of a version.
-
-    REFERENCE is name@number, name@alias, or name for the latest. Virtual tokens are shown by the
-    nearest words of the base.
-    """
-    registry = open_registry()
-    version = registry.get(reference)
-    lineage = read_lineage(registry, version)
-    published = [
-        {"remote": remote, "revision": revision}
-        for label, remote, revision in registry.publications(version.adapter)
-        if label == version.reference
-    ]
-    words = find_words(registry, version, base, nearest)
-    if as_json:
-        document = {**describe_version(version), "lineage": lineage, "publications": published}
-        print_json(document | ({} if words is None else {"tokens": describe_words(words)}))
-        return
-    click.echo(click.style(version.reference, bold=True))
-    made_for = version.base
-    print_pairs(
-        {
-            "kind": version.kind if version.kind != "adapter" else None,
-            "method": version.method,
-            "task": version.task,
-            "base": made_for.label,
-            "weights": " ".join(
-                filter(None, (made_for.architecture, made_for.precision, made_for.quantization))
-            ),
-            "aliases": ", ".join(version.aliases) or None,
-            "made from": ", ".join(version.parents) or None,
-            "digest": version.digest,
-            "created": f"{format_time(version.created)} by {version.author}",
-            "note": version.note,
-        }
-    )
-    training = lineage.get("training")
-    for title, pairs in (
-        ("metrics", {name: f"{value:.6g}" for name, value in version.metrics.items()}),
-        ("configuration", {name: shorten(value) for name, value in version.config.items()}),
-        ("training", {k: shorten(v) for k, v in training.items()} if training else {}),
-        ("published", {item["remote"]: item["revision"] for item in published}),
-    ):
-        if pairs:
-            click.echo(f"\n{title}")
-            print_pairs(pairs)
-    if words is not None:
-        print_words(words)
-    click.echo()
-    print_table(
-        ("file", "size", "sha256"),
-        ((name, format_size(file.size), file.sha256) for name, file in version.files.items()),
     )
 
 
@@ -280,7 +190,8 @@ def report_added(version: Version, source: str, as_json: bool) -> None:
         said = describe_version(version)
         print_json({key: said[key] for key in ADDED})
         return
-    click.echo(f"{version.reference} is {source} ({version.method}, for {version.base.label})")
+    what = version.config["composition"] if version.kind == "composition" else version.method
+    click.echo(f"{version.reference} is {source} ({what}, for {version.base.label})")
 
 
 def open_registry() -> Registry:
@@ -305,22 +216,6 @@ def describe_version(version: Version) -> dict[str, Any]:
         "base": {"label": version.base.label, "digest": version.base.digest, **base},
         "files": {name: vars(entry) for name, entry in version.files.items()},
     }
-
-
-def read_lineage(registry: Registry, version: Version) -> dict[str, Any]:
-    """What its `hub.json` says that it came from; nothing for a version without one. Raises
-    CorruptBlob."""
-    if "hub.json" not in version.files:
-        return {}
-    lineage = json.loads(registry.read(version, "hub.json")).get("lineage")
-    return lineage if isinstance(lineage, dict) else {}
-
-
-def shorten(value: Any) -> str:
-    """A value as JSON, a long list by its beginning and its length."""
-    if isinstance(value, list) and len(value) > LISTED:
-        return f"{json.dumps(value[:LISTED])[:-1]}, ...] ({len(value)})"
-    return json.dumps(value)
 
 
 def count(items: Any, word: str) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from hub.cli.commands import Command, json_option
+from hub.cli.commands import Command, json_option, part_option
 from hub.cli.output import print_json, show_progress
 from hub.cli.registry import ADDED, report_added
 
@@ -41,19 +41,24 @@ def push_version(
 @click.command(
     "pull",
     cls=Command,
-    examples=("hub pull org/reviews-lora", "hub pull org/reviews-lora@main --name reviews"),
+    examples=(
+        "hub pull org/reviews-lora",
+        "hub pull org/reviews-lora@main --name reviews",
+        "hub pull org/both --part de=german",
+    ),
 )
 @click.argument("remote")
 @click.option("--name", help="Its name here; the one it was published under when left out.")
+@part_option()
 @json_option(*ADDED)
-def pull_version(remote: str, name: str | None, as_json: bool) -> None:
-    """Fetch an adapter, verify it, and register it as a version.
+def pull_version(remote: str, name: str | None, names: dict[str, str], as_json: bool) -> None:
+    """Fetch an adapter or a composition, verify it, and register it.
 
     REMOTE is org/repo, org/repo@revision, ./folder or file:///folder. Another tool's adapter comes
-    as it is, its base unknown.
+    as it is, its base unknown. The parts of a composition become versions too.
     """
     with show_progress(f"pulling {remote}"):
         import hub
 
-        version = hub.pull(remote, name=name)
+        version = hub.pull(remote, name=name, names=names)
     report_added(version, remote, as_json)
