@@ -10,7 +10,18 @@ ROOT = Path(__file__).parents[2]
 
 
 def test_the_gpu_script_runs_on_a_cpu() -> None:
-    small = "--device cpu --dtype float32 --hidden 64 --layers 1 --rounds 1".split()
+    small = [
+        "--device",
+        "cpu",
+        "--dtype",
+        "float32",
+        "--hidden",
+        "64",
+        "--layers",
+        "1",
+        "--rounds",
+        "1",
+    ]
     command = [sys.executable, str(ROOT / "benchmarks" / "gpu.py"), *small]
     done = subprocess.run(command, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
