@@ -246,7 +246,7 @@ def find_saved_heads(
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
         raise FileError(f"{where}: modules_to_save is {names!r}; it must be a list of names")
     paths: dict[str, None] = {}
-    for name in tensors:
+    for name in tensors if names else ():
         parts = name.split(".")
         for end in range(1, len(parts)):
             path = ".".join(parts[:end])

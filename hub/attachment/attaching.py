@@ -303,10 +303,12 @@ class Attachment:
 
     def _remove(self, number: int) -> None:
         """Take a route out, and the adapters that no other has."""
-        gone = list_adapters(self._routing.lines[number])
+        gone = self._routing.lines[number]
         self._routing.remove(number)
-        kept = list_adapters(line for lines in self._routing.lines.values() for line in lines)
-        for adapter in gone:
+        lines = {line for lines in self._routing.lines.values() for line in lines}
+        kept = {*list_adapters(lines)}
+        self._installation.forget(line for line in gone if line not in lines)
+        for adapter in list_adapters(gone):
             if adapter not in kept and adapter in self._installation.fits:
                 self._installation.drop(adapter)
 

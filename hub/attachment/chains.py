@@ -24,11 +24,13 @@ from hub.sites import Site
 class Here:
     """One site, what its chains are made of, and what they need.
 
-    modules: of each adapter that acts here, its module.
+    modules: of each adapter that acts here, its module. methods: of each of these, its adapter's
+        method.
     """
 
     site: Site
     modules: Mapping[Adapter, nn.Module]
+    methods: Mapping[nn.Module, str]
     ruler: Ruler
 
 
@@ -145,7 +147,9 @@ def join_rows(
 
     rows: for each row its chain's number; None for one chain that all rows have.
     """
-    methods = {module: adapter.method for adapter, module in here.modules.items()}
+    if rows is None and len(chains[0]) < 2:
+        return chains[0]
+    methods = here.methods
     left = list(chains)
     steps: list[Any] = []
     while any(left):

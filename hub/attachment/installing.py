@@ -16,13 +16,17 @@ from hub.attachment.experts import hang_experts
 from hub.attachment.fitting import Fit
 from hub.attachment.gradients import ask_gradients
 from hub.attachment.hanging import Fronts
+from hub.attachment.nodes import Chain
 from hub.attachment.places import Place
 from hub.attachment.repeating import Generator, Repeater
-from hub.attachment.routing import Table, list_answering
+from hub.attachment.routing import Table, list_adapters, list_answering
 from hub.blueprints import Blueprints
 from hub.composition import Part, Split, walk
 from hub.errors import AttachError
 from hub.sites import ATTACHED, Site, find_sites
+
+Laid = dict[Place, tuple[Chain, Chain]]
+"""What is to change the input and the output at each place where a table lets something act."""
 
 
 class Installation:
@@ -42,8 +46,11 @@ class Installation:
         self.fronts = Fronts(model, self.switch, sites)
         self._places: dict[Site, Place] = {}
         self._heads: dict[str, HeadHook] = {}
+        self._lines: dict[Part, Laid] = {}
+        self._laid: Laid = {}
+        self._experts: dict[Place, None] = {}
+        self._expert_handles: list[RemovableHandle] = []
         self._handles: list[RemovableHandle] = []
-        self._first: list[RemovableHandle] = []
         self._ruled = False
         self._hung = False
 
@@ -51,30 +58,37 @@ class Installation:
         """Let adapters be there, which act when a table says so. Raises AttachError where one of
         `lines`, which they are to act in, has no meaning."""
         fits = list(fits)
-        touched: dict[Site, Place] = {}
+        touched: dict[Place, None] = {}
         for fit in fits:
             self.fits[fit.adapter] = fit
             for site, module in fit.sites.items():
-                if site not in self._places:
+                place = self._places.get(site)
+                if place is None:
                     ruler = self.fronts.find_ruler(site)
-                    self._places[site] = Place(self.model, site, self.switch, ruler)
-                self._places[site].add(fit.adapter, module)
-                touched[site] = self._places[site]
+                    place = self._places[site] = Place(self.model, site, self.switch, ruler)
+                place.add(fit.adapter, module)
+                touched[place] = None
             for path in fit.heads:
                 self._heads.setdefault(path, HeadHook(self.switch, path))
         for line in lines:
             self._ruled = self._ruled or any(isinstance(node, Split) for node in walk(line))
-            for place in touched.values():
-                place.chain(line)
+            self._prepare(Table((line,)))
         if self._hung:
             self._show(fits)
-            self._hang(touched.values())
+            self._hang(touched)
+
+    def forget(self, lines: Iterable[Part]) -> None:
+        """Let these no more be ready to act."""
+        for line in lines:
+            for place in self._lines.pop(line, {}):
+                place.forget(line)
 
     def drop(self, adapter: Adapter) -> None:
-        """Let an adapter be gone; it acts nowhere."""
+        """Let an adapter be gone, which is in no line any more."""
         for site in self.fits.pop(adapter).sites:
-            self._places[site].remove(adapter)
-            if not self._places[site].modules:
+            place = self._places[site]
+            place.remove(adapter)
+            if not place.modules:
                 self._places.pop(site).unhang()
         for name, child in list(self.container.named_children()):
             if getattr(child, "adapter", None) is adapter:
@@ -84,8 +98,13 @@ class Installation:
         """Put the live modules and the hooks into the model."""
         self._hung = True
         self._show(self.fits.values())
+        self.container.train(self.model.training)
         self.model.add_module(ATTACHED, self.container)
         self._hang(self._places.values())
+        repeater = Repeater(self.switch, self.model)
+        self._handles.append(
+            self.model.register_forward_pre_hook(repeater, with_kwargs=True, prepend=True)
+        )
         if any(fit.learns for fit in self.fits.values()):
             self._handles += ask_gradients(self.model)
         self._handles.append(self.model.register_forward_hook(CheckpointGuard(self.switch)))
@@ -93,9 +112,9 @@ class Installation:
     def unhang(self) -> None:
         """Take the hooks and the live modules out of the model."""
         self._hung = False
-        for handle in (*self._handles, *self._first):
+        for handle in (*self._handles, *self._expert_handles):
             handle.remove()
-        self._handles, self._first = [], []
+        self._handles, self._expert_handles, self._experts = [], [], {}
         vars(self.model).pop("generate", None)
         self.fronts.unhang()
         for place in self._places.values():
@@ -110,11 +129,15 @@ class Installation:
 
     def lay(self, table: Table) -> None:
         """Let every row have what a table says. Raises AttachError, and then nothing changed."""
-        prepared = [(place, place.prepare(table)) for place in self._places.values()]
+        laid = self._prepare(table)
         answers = [(hook, self._find_heads(path, table)) for path, hook in self._heads.items()]
         before = self.switch.table
-        for place, chains in prepared:
+        for place in self._laid:
+            if place not in laid:
+                place.lay(((), ()))
+        for place, chains in laid.items():
             place.lay(chains)
+        self._laid = laid
         try:
             self.fronts.lay(table)
         except BaseException:
@@ -134,7 +157,6 @@ class Installation:
                 number += 1
             name = f"{number}_{escape(fit.adapter.label)}"
             self.container.add_module(name, collect_modules(fit))
-        self.container.train(self.model.training)
 
     def _hang(self, places: Iterable[Place]) -> None:
         """Hang what these places miss. At one module what acts on its projection comes before what
@@ -146,17 +168,47 @@ class Installation:
                 if place.site.kind != "projection" and place.site.owner in missing:
                     place.unhang()
                     place.hang()
-        if any(place.site.expert is not None for place in ordered):
-            self._handles += hang_experts(self.model, self._places.values(), self.switch)
-        ends = {"attention", "embedding"}
-        if missing or self._ruled or any(place.site.kind in ends for place in ordered):
-            self.fronts.hang(self._places.values(), ruled=self._ruled)
+        changed = bool(missing)
+        experts = {place: None for place in ordered if place.site.expert is not None}
+        if not experts.keys() <= self._experts.keys():
+            for handle in self._expert_handles:
+                handle.remove()
+            self._experts = {p: None for p in self._places.values() if p.site.expert is not None}
+            self._expert_handles = list(hang_experts(self.model, self._experts, self.switch))
+            changed = True
+        if self.fronts.hang(self._places.values(), ruled=self._ruled, again=bool(missing)):
+            if self.switch.table is not None:
+                self.fronts.lay(self.switch.table)
+            changed = True
         for path, hook in self._heads.items():
             if not hook.hung:
                 module = self.model.get_submodule(path)
                 self._handles.append(module.register_forward_hook(hook, with_kwargs=True))
-                hook.hung = True
-        forget_compiled()
+                hook.hung = changed = True
+        if changed:
+            forget_compiled()
+
+    def _prepare(self, table: Table) -> Laid:
+        """What acts for a table at each place where something does. Raises AttachError."""
+        line = table.lines[0]
+        if table.rows is None and line in self._lines:
+            return self._lines[line]
+        there = {
+            self._places[site]: None
+            for adapter in list_adapters(table.lines)
+            for site in self.fits[adapter].sites
+        }
+        if table.rows is not None:
+            return {place: place.prepare(table) for place in there}
+        laid = self._lines[line] = {}
+        try:
+            for place in there:
+                laid[place] = ((), ())  # so that it is forgotten, whatever happens
+                laid[place] = place.prepare(table)
+        except BaseException:
+            self.forget([line])
+            raise
+        return laid
 
     def _find_heads(self, path: str, table: Table) -> list[nn.Module | None]:
         """The head that each line of a table brings to a path; None for the base's own. Raises
@@ -180,16 +232,8 @@ class Installation:
         return heads
 
     def _repeat(self, table: Table) -> None:
-        """Hang what checks and repeats the batch, where the table asks for it."""
-        for handle in self._first:
-            handle.remove()
-        self._first = []
+        """Let `generate` repeat its prompts where the table repeats the batch."""
         vars(self.model).pop("generate", None)
-        if table.count is not None or table.copies > 1:
-            repeater = Repeater(self.switch, self.model)
-            self._first.append(
-                self.model.register_forward_pre_hook(repeater, with_kwargs=True, prepend=True)
-            )
         if table.copies > 1 and hasattr(self.model, "generate"):
             vars(self.model)["generate"] = Generator(self.switch, self.model)
 

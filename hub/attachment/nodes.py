@@ -202,21 +202,32 @@ def run_extend(chain: Chain) -> Tensor:
 
 def changes_input(module: Any) -> bool:
     """Whether a method's module, or a node, changes what goes into its site."""
-    return module.changes_input if isinstance(module, Node) else hasattr(module, "before")
+    return module.changes_input if isinstance(module, Node) else has_method(module, "before")
 
 
 def changes_output(module: Any) -> bool:
     """Whether it changes what its site gives: a module without `before` must, one with it may."""
     if isinstance(module, Node):
         return module.changes_output
-    return not hasattr(module, "before") or type(module).forward is not nn.Module.forward
+    return not has_method(module, "before") or type(module).forward is not nn.Module.forward
 
 
 def reads_stream(module: Any) -> bool:
     """Whether it, or something in it, gets the residual stream as its x."""
-    return getattr(module, "reads_stream", False) is True
+    return has_method(module, "reads_stream") and module.reads_stream is True
 
 
 def extends(module: Any) -> bool:
     """Whether it puts virtual positions in front."""
-    return module.extends if isinstance(module, Node) else hasattr(module, "extend")
+    return module.extends if isinstance(module, Node) else has_method(module, "extend")
+
+
+def has_method(module: Any, name: str) -> bool:
+    """Whether a module has an attribute, as `hasattr` says; but a module of torch's takes its time
+    to say no, and this is asked of every module of every adapter that is loaded."""
+    if hasattr(type(module), name):
+        return True
+    if getattr(type(module), "__getattr__", None) is not nn.Module.__getattr__:
+        return hasattr(module, name)
+    tables = (module._parameters, module._buffers, module._modules)
+    return name in vars(module) or any(name in table for table in tables)

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Callable
+from typing import Any
+
 from torch import nn
 
 from hub.adapter import Adapter
@@ -26,53 +30,58 @@ class Place:
         self.site = site
         self.switch = switch
         self.modules: dict[Adapter, nn.Module] = {}
-        self.here = Here(site, self.modules, ruler)
+        self.methods: dict[nn.Module, str] = {}
+        self.here = Here(site, self.modules, self.methods, ruler)
         self.inner: Chain = ()
         self.outer: Chain = ()
         self._chains: dict[Part, Chain] = {}
-        self._laid: dict[Part, tuple[Chain, Chain]] = {}
+        self._counts = Counter[Callable[[Any], bool]]()
         self._hung: Hung | None = None
         self._wanted = (False, False, False)
 
     @property
     def extends(self) -> bool:
         """Whether something here puts virtual positions in front."""
-        return any(map(extends, self.modules.values()))
+        return self._counts[extends] > 0
 
     @property
     def changes_output(self) -> bool:
         """Whether something here changes what comes out."""
-        return any(
-            changes_output(module) for module in self.modules.values() if not extends(module)
-        )
+        return self._counts[changes_output] > 0
 
     def add(self, adapter: Adapter, module: nn.Module) -> None:
         """Let an adapter act here."""
         self.modules[adapter] = module
+        self.methods[module] = adapter.method
+        self._counts.update(self._list_kinds(module))
 
     def remove(self, adapter: Adapter) -> None:
-        """Forget an adapter."""
-        del self.modules[adapter]
-        self._chains.clear()
-        self._laid.clear()
+        """Let an adapter be gone."""
+        module = self.modules.pop(adapter)
+        del self.methods[module]
+        self._counts.subtract(self._list_kinds(module))
+
+    def forget(self, line: Part) -> None:
+        """Let a line no more be ready to act."""
+        self._chains.pop(line, None)
 
     def chain(self, line: Part) -> Chain:
         """What a line does here. Raises AttachError where it has no meaning."""
-        if line not in self._chains:
-            self._chains[line] = build_chain(line, self.here)
-        return self._chains[line]
+        known = self._chains.get(line)
+        if known is None:
+            known = build_chain(line, self.here)
+            if known:
+                self._chains[line] = known
+        return known
 
     def prepare(self, table: Table) -> tuple[Chain, Chain]:
         """What is to change the input and the output for a table. Raises AttachError."""
-        if table.rows is None and table.lines[0] in self._laid:
-            return self._laid[table.lines[0]]
         chains = [self.chain(line) for line in table.lines]
-        chains = [tuple(m for m in chain if not extends(m)) for chain in chains]
-        chain = lay_table(table, self.here, chains, self.outer)
-        prepared = tuple(filter(changes_input, chain)), tuple(filter(changes_output, chain))
-        if table.rows is None:
-            self._laid[table.lines[0]] = prepared
-        return prepared
+        if self.extends:
+            chains = [tuple(m for m in chain if not extends(m)) for chain in chains]
+        before = () if table.rows is None else self.outer
+        chain = lay_table(table, self.here, chains, before)
+        return tuple(filter(changes_input, chain)), tuple(filter(changes_output, chain))
 
     def lay(self, prepared: tuple[Chain, Chain]) -> None:
         """Let this act from now on."""
@@ -84,12 +93,8 @@ class Place:
         """Hang the hooks that the modules call for; whether any were missing."""
         if self.site.kind not in ("projection", "branch", "norm") or self.site.expert is not None:
             return False
-        members = self.modules.values()
-        wanted = (
-            any(map(changes_input, members)),
-            any(map(changes_output, members)),
-            self.site.stream is not None and any(map(reads_stream, members)),
-        )
+        counts = self._counts
+        wanted = counts[changes_input] > 0, counts[changes_output] > 0, counts[reads_stream] > 0
         if wanted == self._wanted and self._hung is not None:
             return False
         self.unhang()
@@ -103,3 +108,15 @@ class Place:
         if self._hung is not None:
             self._hung.remove()
         self._hung = None
+
+    def _list_kinds(self, module: nn.Module) -> list[Callable[[Any], bool]]:
+        """What of this holds for a module: that it changes the input, or the output, reads the
+        stream, or puts virtual positions in front."""
+        if extends(module):
+            return [extends]
+        kinds: list[Callable[[Any], bool]] = [
+            kind for kind in (changes_input, changes_output) if kind(module)
+        ]
+        if self.site.stream is not None and reads_stream(module):
+            kinds.append(reads_stream)
+        return kinds

@@ -29,7 +29,7 @@ class Repeater:
         self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
         table = self.switch.table
-        if not self.switch.on or table is None:
+        if not self.switch.on or table is None or (table.count is None and table.copies == 1):
             return None
         kwargs = {**dict(zip(self.parameters, args, strict=False)), **kwargs}
         tensors = (kwargs.get(name) for name in ("input_ids", "inputs_embeds", "decoder_input_ids"))
