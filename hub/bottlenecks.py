@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import ClassVar, Self
+from typing import Any, ClassVar, Self
 
 import torch
 from torch import nn
@@ -128,3 +129,71 @@ class Bottleneck(nn.Module):
         h = x if x.dtype == self.down.weight.dtype else x.to(self.down.weight.dtype)
         h = self.activation(F.linear(h, self.down.weight, self.down.bias))
         return F.linear(h, self.up.weight, self.up.bias)
+
+    @staticmethod
+    def join(chains: Sequence[Sequence[nn.Module]], rows: Sequence[int] | None) -> nn.Module | None:
+        """Those of rows that have different ones, or none, as two batched products, for a plugin's
+        `hub_compose`. None where they have no one form: stacks, other widths, other functions."""
+        return join_bottlenecks(chains, rows)
+
+
+def join_bottlenecks(
+    chains: Sequence[Sequence[nn.Module]], rows: Sequence[int] | None
+) -> nn.Module | None:
+    """See `Bottleneck.join`."""
+    layers = [module for chain in chains for module in chain]
+    first = layers[0]
+    if rows is None or not isinstance(first, Bottleneck) or any(len(c) > 1 for c in chains):
+        return None
+    if any(describe_form(layer) != describe_form(first) for layer in layers):
+        return None
+    joined = copy.copy(first)
+    squeezes = SqueezeRows([chain[0] if chain else None for chain in chains], rows, first)
+    vars(joined)["squeeze"] = squeezes
+    return joined
+
+
+def describe_form(module: nn.Module) -> Any:
+    """What two bottlenecks have in common that can go as one, but for their values."""
+    if not isinstance(module, Bottleneck):
+        return None
+    own = {name: value for name, value in vars(module).items() if not name.startswith("_")}
+    own.pop("training", None)
+    return type(module), module.down.weight.shape, repr(sorted(own.items(), key=lambda i: i[0]))
+
+
+class SqueezeRows:
+    """`Bottleneck.squeeze` for rows that have different ones; nothing for rows that have none.
+
+    What serves is gathered once; what learns is read at each call.
+    """
+
+    def __init__(
+        self, layers: Sequence[nn.Module | None], rows: Sequence[int], like: Bottleneck
+    ) -> None:
+        self.layers = tuple(layers)
+        self.rows = list(rows)
+        self.like = like
+        there = [layer for layer in layers if layer is not None]
+        self.kept: list[torch.Tensor] | None = None
+        if not any(p.requires_grad for layer in there for p in layer.parameters()):
+            with torch.inference_mode(mode=False), torch.no_grad():
+                self.kept = self.gather()
+
+    def __call__(self, x: torch.Tensor) -> torch.Tensor:
+        """(rows, n, d) -> (rows, n, d), in the precision of the weights."""
+        down, down_bias, up, up_bias = self.kept or self.gather()
+        h = torch.baddbmm(down_bias, x.to(down.dtype), down)
+        return torch.baddbmm(up_bias, self.like.activation(h), up)
+
+    def gather(self) -> list[torch.Tensor]:
+        """Of each row what goes down, (rows, d, m), and up, (rows, m, d), with their biases."""
+        gathered = []
+        for linear in ("down", "up"):
+            like = getattr(self.like, linear)
+            own = [getattr(layer, linear) if layer is not None else None for layer in self.layers]
+            none = torch.zeros_like(like.weight), torch.zeros_like(like.bias)
+            weights = torch.stack([none[0] if own_ is None else own_.weight for own_ in own])
+            biases = torch.stack([none[1] if own_ is None else own_.bias for own_ in own])
+            gathered += [weights[self.rows].transpose(1, 2), biases[self.rows].unsqueeze(1)]
+        return gathered

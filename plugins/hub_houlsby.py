@@ -115,3 +115,11 @@ class Houlsby(hub.Method[HoulsbyConfig]):
 def hub_method() -> hub.Method[HoulsbyConfig]:
     """Houlsby's adapters."""
     return Houlsby()
+
+
+@hub.hookimpl
+def hub_compose(
+    chains: Sequence[Sequence[nn.Module]], rows: Sequence[int] | None
+) -> nn.Module | None:
+    """Rows with different bottlenecks are batched products."""
+    return hub.Bottleneck.join(chains, rows)

@@ -79,6 +79,45 @@ class InputScale(nn.Module):
         return scaled if scaled.dtype == x.dtype else scaled.to(x.dtype)
 
 
+class ScaleRows(nn.Module):
+    """The vectors at one projection for rows that have different ones, or stacks, or none.
+
+    What serves is gathered once, a vector for each row; what learns is read at each call.
+    """
+
+    def __init__(self, chains: Sequence[Sequence[nn.Module]], rows: Sequence[int]) -> None:
+        super().__init__()
+        # In tuples, or torch would take the modules for children.
+        self.chains = tuple(tuple(chain) for chain in chains)
+        self.rows = list(rows)
+        vectors = [p for chain in chains for module in chain for p in module.parameters()]
+        self.like = (vectors[0],)
+        self.kept: torch.Tensor | None = None
+        if not any(p.requires_grad for p in vectors):
+            with torch.inference_mode(mode=False), torch.no_grad():
+                self.kept = self.gather()
+
+    def gather(self) -> torch.Tensor:
+        """(rows, 1, d): the product of a stack's vectors, ones where there are none."""
+        one = torch.ones_like(self.like[0]).view(-1)
+        table = []
+        for chain in self.chains:
+            l = one  # noqa: E741
+            for module in chain:
+                l = l * next(module.parameters()).view(-1)  # noqa: E741
+            table.append(l)
+        return torch.stack(table)[self.rows].unsqueeze(1)
+
+    def before(self, x: torch.Tensor) -> torch.Tensor:
+        """x, what goes into the projection: (rows, n, d) -> (rows, n, d)."""
+        scaled = x * (self.gather() if self.kept is None else self.kept)
+        return scaled if scaled.dtype == x.dtype else scaled.to(x.dtype)
+
+    def forward(self, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        """y, what the projection gives: (rows, n, d) -> (rows, n, d)."""
+        return self.before(y)
+
+
 class IA3(hub.Method[IA3Config]):
     """The method as the hub knows it."""
 
@@ -230,3 +269,12 @@ def listed(value: str | tuple[str, ...] | None) -> str | list[str] | None:
 def hub_method() -> hub.Method[IA3Config]:
     """IA3."""
     return IA3()
+
+
+@hub.hookimpl
+def hub_compose(
+    chains: Sequence[Sequence[nn.Module]], rows: Sequence[int] | None
+) -> nn.Module | None:
+    """Rows with different vectors are one product."""
+    kinds = {type(module) for chain in chains for module in chain}
+    return None if rows is None or len(kinds) > 1 else ScaleRows(chains, rows)

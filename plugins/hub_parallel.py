@@ -93,3 +93,11 @@ class ParallelAdapter(hub.Method[ParallelConfig]):
 def hub_method() -> hub.Method[ParallelConfig]:
     """Parallel adapters."""
     return ParallelAdapter()
+
+
+@hub.hookimpl
+def hub_compose(
+    chains: Sequence[Sequence[nn.Module]], rows: Sequence[int] | None
+) -> nn.Module | None:
+    """Rows with different bottlenecks are batched products."""
+    return hub.Bottleneck.join(chains, rows)

@@ -93,3 +93,11 @@ class Pfeiffer(hub.Method[PfeifferConfig]):
 def hub_method() -> hub.Method[PfeifferConfig]:
     """Pfeiffer's adapters."""
     return Pfeiffer()
+
+
+@hub.hookimpl
+def hub_compose(
+    chains: Sequence[Sequence[nn.Module]], rows: Sequence[int] | None
+) -> nn.Module | None:
+    """Rows with different bottlenecks are batched products."""
+    return hub.Bottleneck.join(chains, rows)

@@ -136,6 +136,8 @@ class JoinedNode(Node):
         """Each row's own output."""
         if given.tokens is not None or getattr(_running, "inside", None) is not None:
             return self.apart.forward(x, y, given)
+        if self.reads_stream and given.stream is not None:
+            x = given.stream
         if self.axis == 0 and y.dim() == 3 and len(y) == self.rows:
             changed: Tensor = self.module.forward(x, y)
             return changed
