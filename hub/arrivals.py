@@ -115,8 +115,9 @@ class Arrival:
     def _store_again(self, known: Version, note: str | None) -> Version:
         """Add what is here already, which mends it where it is damaged."""
         for version in self.registry.collect([known]):
-            if version.reference != known.reference:
-                add_again(self.registry, version, self.bundle.parts[version.digest])
+            part = self.bundle.parts.get(version.digest)
+            if part is not None:
+                add_again(self.registry, version, part)
         add_again(self.registry, known, self.bundle.recipe, note)
         return known
 

@@ -29,6 +29,7 @@ def add_recipe(
 
     Raises BaseMismatch where they are not for one base, and what `Registry.add_files` raises.
     """
+    check_parts(recipe, parts, Path(name, RECIPE))
     tree = recipe.fill([part.reference for part in parts])
     adapters = list_adapters(registry, parts)
     for text in check_bases([(version.reference, version.base) for version in adapters]):
@@ -96,13 +97,17 @@ def read_recipe(registry: Registry, version: Version, parts: Mapping[str, Versio
     `parts`. Raises CorruptBlob, FileError."""
     where = Path(version.reference, RECIPE)
     recipe = parse_recipe(registry.read(version, RECIPE), where)
-    digests = [parts[parent].digest for parent in version.parents]
-    if [entry.digest for entry in recipe.parts] != digests:
-        raise FileError(
-            f"{where} is made of other parts than {', '.join(version.parents)}; the registry's "
-            "database is damaged: restore it from a backup"
-        )
+    check_parts(recipe, [parts[parent] for parent in version.parents], where)
     return recipe
+
+
+def check_parts(recipe: Recipe, parts: Sequence[Version], where: Path) -> None:
+    """Raise FileError where a recipe is made of other parts than these."""
+    if [entry.digest for entry in recipe.parts] != [part.digest for part in parts]:
+        raise FileError(
+            f"{where} is made of other parts than {', '.join(part.reference for part in parts)}; "
+            "the registry's database is damaged: restore it from a backup"
+        )
 
 
 def load_composition(registry: Registry, version: Version) -> Operator:

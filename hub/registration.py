@@ -52,8 +52,8 @@ class Registry(hub_registry.Registry):
 
         adapter: an Adapter, which has the version's reference afterwards; a composition of
             versions, given as references or as the adapters that were loaded from them, of which
-            an alias means its version from now on; or a folder, peft's own too, or the bytes of
-            its files by path: all are checked as if to be loaded.
+            an alias means its version from now on; or a folder, peft's own too; or the bytes of
+            files by path, as they came from elsewhere. All are checked as if to be loaded.
         task, parents: what it is for and what it was made from; told in its `hub.json` too.
         base: the model that it was trained on, where its files do not say. Nothing checks that
             it was this one; an adapter without it attaches to any base with a note.
@@ -90,7 +90,9 @@ class Registry(hub_registry.Registry):
         described.base = settle_base(described, name, base)
         if parents:
             described.lineage = {**described.lineage, "parents": parents}
-        files = self._keep_moment(name, describe_contents(described, contents))
+        files = describe_contents(described, contents)
+        if not isinstance(adapter, Mapping):
+            files = self._keep_moment(name, files)
         version = self.add_files(
             files,
             name=name,

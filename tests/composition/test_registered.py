@@ -518,6 +518,19 @@ def test_a_part_may_be_the_next_version_of_what_is_here(
     assert other.get("de@2").digest == registry.get("de@1").digest
 
 
+def test_a_part_that_differs_in_its_moment_alone_is_a_version_of_its_own(
+    registry: hub.Registry, other: hub.Registry, folder: Path, tmp_path: Path
+) -> None:
+    registry.export("fr", tmp_path / "fr")
+    edit(tmp_path / "fr" / "hub.json", created="2020-02-02T02:02:02+00:00")
+    assert other.add(tmp_path / "fr", name="fr").digest != registry.get("fr").digest
+    version = other.add(folder, name="mean", names={"fr": "fr"})
+    assert version.parents == ("both@1", "de@2", "fr@2")
+    assert other.get("fr@2").digest == registry.get("fr@1").digest
+    assert other.verify() == []
+    other.load(version)
+
+
 def test_an_adapter_has_no_parts_to_name(other: hub.Registry, make: Make, tmp_path: Path) -> None:
     with pytest.raises(RegistryError, match="de can't be given other names"):
         other.add(make(1).save(tmp_path / "one"), name="one", names={"de": "german"})

@@ -25,6 +25,7 @@ from hub.server import HubServer
 from hub_registry import AlreadyExists, RegistryError, StorageError, UnknownReference
 from tests.snapshots import shake_adapter
 from tests.tiny import build_tiny, make_inputs
+from tests.training.tasks import ROWS, TEMPLATE, make_tokenizer
 
 Make = Callable[..., hub.Adapter]
 Equal = Callable[[hub.Adapter, hub.Adapter], None]
@@ -129,6 +130,47 @@ def test_a_pulled_composition_gives_the_same_outputs(
         other.load("both"),
         hub.load("hf://ana/both"),
     ):
+        with hub.attach(model, composition), torch.no_grad():
+            outputs.append(model(**inputs).logits)
+    assert all(torch.equal(outputs[0], output) for output in outputs[1:])
+    with torch.no_grad():
+        assert not torch.equal(model(**inputs).logits, outputs[0])
+
+
+FOUR: dict[str, dict[str, Any]] = {
+    "lora": dict(r=2),
+    "houlsby": dict(size=3),
+    "prefix": dict(tokens=2),
+    "prompt": dict(tokens=3),
+}
+
+
+@pytest.mark.parametrize("operator", ["stack", "fuse"])
+def test_trained_methods_of_four_kinds_arrive_with_equal_outputs(
+    registry: hub.Registry, other: hub.Registry, model: Any, online: HubServer, operator: str
+) -> None:
+    parts = [hub.Adapter.create(method, model, **options) for method, options in FOUR.items()]
+    tree: Operator = hub.Stack(*parts)
+    if operator == "fuse":
+        tree = hub.Fuse.create(model, *parts[:2])
+        parts = [*parts[:2], tree.by]  # type: ignore[list-item]
+    hub.train(
+        model,
+        tree,
+        ROWS,
+        tokenizer=make_tokenizer(),
+        template=TEMPLATE,
+        max_steps=2,
+        learning_rate=1e-2,
+    )
+    for part in parts:
+        registry.add(part, name=part.method)
+    version = registry.add(tree, name="four", task="trained")
+    hub.push("four@1", "ana/four")
+    pulled = hub.pull("ana/four", registry=other)
+    assert (pulled.digest, pulled.parents) == (version.digest, version.parents)
+    inputs, outputs = make_inputs(model), []
+    for composition in (tree, "four@1", other.load("four"), hub.load("hf://ana/four")):
         with hub.attach(model, composition), torch.no_grad():
             outputs.append(model(**inputs).logits)
     assert all(torch.equal(outputs[0], output) for output in outputs[1:])
