@@ -16,6 +16,7 @@ import math
 import os
 import tempfile
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -163,9 +164,12 @@ def read_contents(folder: str | Path) -> dict[str, bytes]:
 
 def parse_adapter(contents: Mapping[str, bytes], where: Path) -> AdapterFiles:
     """Check the bytes of an adapter's files. `where` names them in the FileError that it raises."""
-    manifest = read_manifest(where, contents) if MANIFEST in contents else None
-    tensors = read_tensors(where / TENSORS, contents[TENSORS])
-    check_finite(tensors, str(where / TENSORS))
+    manifest = None
+    with ThreadPoolExecutor(1) as beside:  # while this thread hashes, which leaves Python to others
+        reading = beside.submit(read_tensors, where / TENSORS, contents[TENSORS])
+        if MANIFEST in contents:
+            manifest = read_manifest(where, contents)
+        tensors = reading.result()
     return AdapterFiles(read_json(where / CONFIG, contents[CONFIG]), tensors, manifest)
 
 
@@ -221,9 +225,10 @@ def check_manifest(manifest: Manifest) -> None:
 
 
 def read_tensors(path: Path, data: bytes) -> dict[str, torch.Tensor]:
-    """The tensors of a safetensors file. Raises FileError where it is none or is cut short."""
+    """The tensors of a safetensors file, all finite. Raises FileError where it is none, is cut
+    short, or holds others."""
     try:
-        return parse_tensors(data)
+        tensors = parse_tensors(data)
     except (SafetensorError, ValueError) as error:
         if data[:2] in (b"PK", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05"):
             raise FileError(pickle_text(path)) from error
@@ -231,17 +236,30 @@ def read_tensors(path: Path, data: bytes) -> dict[str, torch.Tensor]:
             f"{path} can't be read as safetensors ({len(data)} bytes): {error}; it is cut short "
             "or damaged: fetch it anew"
         ) from error
+    check_finite(tensors, str(path))
+    return tensors
 
 
 def check_finite(tensors: Mapping[str, torch.Tensor], where: str) -> None:
     """Raise FileError where a tensor holds a NaN or an infinity."""
     for name, tensor in tensors.items():
-        if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
-            bad = int((~torch.isfinite(tensor)).sum())
+        if not tensor.is_floating_point() or math.isfinite(sum_values(tensor)):
+            continue
+        values = tensor.float() if tensor.element_size() == 1 else tensor
+        bad = int((~torch.isfinite(values)).sum())
+        if bad:  # else they are finite, and their sum too large
             raise FileError(
                 f"{where}: {name} holds {bad} of {tensor.numel()} values that are not finite "
                 "numbers; the training run diverged or the file is damaged"
             )
+
+
+def sum_values(tensor: torch.Tensor) -> float:
+    """The sum of a floating tensor, which no value that is not finite leaves finite, and which is
+    found in a tenth of the time of a look at each."""
+    tensor = tensor.detach()
+    tensor = tensor.float() if tensor.element_size() == 1 else tensor  # torch sums no float8
+    return float(tensor.sum())
 
 
 def refuse_pickle(folder: Path) -> None:
