@@ -216,6 +216,8 @@ class Fuse(Operator):
         from hub.attachment.admission import resolve_composition
         from hub.attachment.fitting import list_places
 
+        if not parts:
+            raise AttachError("a fuse needs at least one part")
         resolved = resolve_composition(Stack(*parts))
         assert isinstance(resolved, Stack)
         sites = list_places(model, [a for a in resolved.leaves() if isinstance(a, Adapter)])
@@ -290,7 +292,8 @@ def replace_leaves(tree: Part, replace: Callable[[Leaf], Part]) -> Part:
         children = [done.pop() for _ in range(count)]
         if isinstance(node, Fuse):
             by = children.pop()
-            assert isinstance(by, Adapter | str)
+            if not isinstance(by, Adapter | str):
+                raise AttachError(f"what leads a fuse is one adapter, and {node.by} is {by}")
             node = Fuse(*node.parts, by=by)
         done.append(node.rebuild(children))
     return done[0]

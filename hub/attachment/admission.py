@@ -13,7 +13,7 @@ from torch import nn
 from hub.adapter import Adapter, lies_in
 from hub.attachment.fitting import Fit
 from hub.attachment.routing import list_adapters, list_answering
-from hub.composition import Leaf, Operator, Part, replace_leaves
+from hub.composition import Fuse, Leaf, Operator, Part, replace_leaves, walk
 from hub.errors import AttachError
 from hub.identity import verify_base
 from hub.references import load
@@ -82,9 +82,22 @@ def check_bases(
     return tuple(notes)
 
 
+def check_leaders(line: Part, fits: Mapping[Adapter, Fit]) -> None:
+    """Raise AttachError where what leads a fuse holds no attention."""
+    for node in walk(line):
+        if not isinstance(node, Fuse) or not isinstance(node.by, Adapter):
+            continue
+        if not any(hasattr(module, "fuse") for module in fits[node.by].sites.values()):
+            raise AttachError(
+                f"{node.by.label} is {node.by.method} and leads no fuse; make one with "
+                "hub.Fuse.create(model, a, b)"
+            )
+
+
 def check_conflicts(line: Part, fits: Mapping[Adapter, Fit]) -> None:
-    """Raise AttachError where two adapters of one row bring a trained head, or one acts inside
-    another's."""
+    """Raise AttachError where two adapters of one row bring a trained head, one acts inside
+    another's, or leads a fuse and can't."""
+    check_leaders(line, fits)
     there = [fits[adapter] for adapter in list_adapters([line])]
     owners = [adapter.label for adapter in list_answering(line) if fits[adapter].heads]
     silent = [fit.adapter.label for fit in there if fit.heads]

@@ -66,27 +66,25 @@ def build_fuse(tree: Fuse, chains: Sequence[Chain], here: Here) -> Chain:
     if not isinstance(tree.by, Adapter):
         raise AttachError(f"{tree.by} was not loaded")
     attention: Any = here.modules.get(tree.by)
-    if not any(chains):
-        return () if attention is None else refuse_fuse(tree, here.site, "none of the parts acts")
+    if not any(chains) and attention is None:
+        return ()
     if any(extends(module) for chain in chains for module in chain):
-        refuse_fuse(tree, here.site, "virtual tokens are no output that attention could choose")
-    if attention is None:
-        refuse_fuse(tree, here.site, f"{tree.by.label} was made for parts that do not act")
-    if not hasattr(attention, "fuse"):
         raise AttachError(
-            f"{tree.by.label} is {tree.by.method} and leads no fuse; make one with "
-            "hub.Fuse.create(model, a, b)"
+            f"{show(tree)} has no meaning at {here.site.path}: virtual tokens are no output that "
+            "attention could choose; stack what puts them in front with the fuse instead"
         )
     node = FuseNode(chains, attention)
     acts = {"input": node.changes_input, "output": node.changes_output}
-    if {place for place, there in acts.items() if there} != set(attention.places):
-        refuse_fuse(tree, here.site, f"{tree.by.label} was made for parts that act otherwise")
+    found = {place for place, there in acts.items() if there}
+    known = set() if attention is None else set(attention.places)
+    if found != known:
+        act, made = (" and ".join(sorted(places)) or "nothing" for places in (found, known))
+        raise AttachError(
+            f"{show(tree)} has no meaning at {here.site.path}: its parts change {act} there, and "
+            f"{tree.by.label} was made for some that change {made}; make one for these with "
+            "hub.Fuse.create(model, a, b)"
+        )
     return (node,)
-
-
-def refuse_fuse(tree: Fuse, site: Site, why: str) -> Chain:
-    """Raise AttachError."""
-    raise AttachError(f"{show(tree)} has no meaning at {site.path}: {why} there")
 
 
 def check_lengths(tree: Average, chains: Sequence[Chain], site: Site) -> None:

@@ -187,6 +187,8 @@ def list_places(model: nn.Module, adapters: Iterable[Adapter]) -> list[str]:
                     f"{adapter.label} puts virtual tokens in front, and a fuse chooses among what "
                     "comes out of the layers; stack it with the fuse instead"
                 )
+            if hasattr(module, "fuse"):
+                continue  # it acts where its parts do
             acts = {"input": changes_input(module), "output": changes_output(module)}
             places |= {f"{place} {site.kind} {site.path}": None for place in acts if acts[place]}
     return list(places)

@@ -1,6 +1,6 @@
 """The frozen results of the `adapters` library, and our adapters with the same values.
 
-make_bottlenecks.py makes the files and says what is in them.
+make_bottlenecks.py and make_fusion.py make the files and say what is in them.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ ROLES = {"attention": "attention", "cross-attention": "cross", "feedforward": "f
 
 
 class Frozen:
-    """The file of one method."""
+    """The file of one method; its adapters a and b are of that method, where no other is named."""
 
-    def __init__(self, method: str) -> None:
-        self.method = method
-        with safe_open(Path(__file__).with_name(f"{method}.safetensors"), "pt") as file:
+    def __init__(self, name: str, method: str | None = None) -> None:
+        self.method = method or name
+        with safe_open(Path(__file__).with_name(f"{name}.safetensors"), "pt") as file:
             self.cases: dict[str, Any] = json.loads(file.metadata()["reference"])["cases"]
             self.tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
 
