@@ -6,10 +6,12 @@ import hashlib
 import json
 import re
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from functools import lru_cache
 from itertools import islice
 from pathlib import Path
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import nn
@@ -22,6 +24,21 @@ from hub_registry.identity import BaseIdentity, TensorSample, compare
 SAMPLES = 16
 COMMIT = re.compile(r"[0-9a-f]{40}")
 SHA256 = re.compile(r"[0-9a-f]{64}")
+
+Picked = list[tuple[list[str], torch.Tensor]]
+"""Values of several tensors on one device, one after the other, with the tensors' names."""
+
+
+@dataclass(frozen=True)
+class Kept:
+    """The samples of a model's tensors, and what they were made of."""
+
+    facts: list[tuple[str, torch.Size, torch.dtype]]
+    picked: Picked
+    samples: dict[str, TensorSample]
+
+
+_kept = WeakKeyDictionary[nn.Module, Kept]()
 
 
 def identify_base(model: nn.Module, tokenizer: Any = None) -> BaseIdentity:
@@ -69,13 +86,24 @@ def sample_backbone(model: nn.Module) -> dict[str, TensorSample]:
     samples: dict[str, TensorSample | None] = {}
     plain: dict[str, torch.Tensor] = {}
     for name, tensor, module in list_weights(model):
-        samples[name] = None  # keeps the order
         if tensor is module._parameters.get("weight") and is_quantized(module):
             samples[name] = sample_quantized(name, module)
         elif tensor.is_floating_point():
+            samples[name] = None  # its place in the order
             plain[name] = tensor
-    samples |= sample_tensors(plain)
+    samples |= sample_known(model, plain)
     return {name: sample for name, sample in samples.items() if sample is not None}
+
+
+def sample_known(model: nn.Module, tensors: Mapping[str, torch.Tensor]) -> dict[str, TensorSample]:
+    """Samples of a model's tensors by name: the same objects as long as they say the same, which is
+    read anew each time."""
+    picked = pick_values(tensors)
+    facts = [(name, tensor.shape, tensor.dtype) for name, tensor in tensors.items()]
+    kept = _kept.get(model)
+    if kept is None or kept.facts != facts or not are_equal(kept.picked, picked):
+        kept = _kept[model] = Kept(facts, picked, make_samples(tensors, picked))
+    return kept.samples
 
 
 def list_weights(model: nn.Module) -> Iterator[tuple[str, torch.Tensor, nn.Module]]:
@@ -99,24 +127,42 @@ def sample_tensor(name: str, tensor: torch.Tensor) -> TensorSample:
 
 
 def sample_tensors(tensors: Mapping[str, torch.Tensor]) -> dict[str, TensorSample]:
-    """The same of each tensor by its name; what is on one device is brought from there at once."""
-    values: dict[str, list[float]] = {}
+    """The same of each tensor by its name."""
+    return make_samples(tensors, pick_values(tensors))
+
+
+def pick_values(tensors: Mapping[str, torch.Tensor]) -> Picked:
+    """The values of the tensors that have any, those on one device one after the other, with the
+    tensors' names."""
     groups: dict[Any, dict[str, torch.Tensor]] = {}
     with torch.no_grad():
         for name, tensor in tensors.items():
-            if tensor.is_meta or not tensor.numel():
-                values[name] = []
-                continue
-            index = find_index(name, tensor.numel(), tensor.device)
-            picked = tensor.reshape(-1).index_select(0, index).float()
-            groups.setdefault((type(picked), tensor.device), {})[name] = picked
-        for group in groups.values():
-            found = iter(torch.cat(list(group.values())).tolist())
-            values |= {name: list(islice(found, len(picked))) for name, picked in group.items()}
+            if not tensor.is_meta and tensor.numel():
+                index = find_index(name, tensor.numel(), tensor.device)
+                picked = tensor.reshape(-1).index_select(0, index).float()
+                groups.setdefault((type(picked), tensor.device), {})[name] = picked
+        return [(list(group), torch.cat(list(group.values()))) for group in groups.values()]
+
+
+def make_samples(tensors: Mapping[str, torch.Tensor], picked: Picked) -> dict[str, TensorSample]:
+    """Samples with the values that were picked."""
+    values: dict[str, tuple[float, ...]] = {}
+    for names, found in picked:
+        left = iter(found.tolist())
+        for name in names:
+            values[name] = tuple(islice(left, min(tensors[name].numel(), SAMPLES)))
     return {
-        name: TensorSample(tuple(tensor.shape), tuple(values[name]), name_dtype(tensor.dtype))
+        name: TensorSample(tuple(tensor.shape), values.get(name, ()), name_dtype(tensor.dtype))
         for name, tensor in tensors.items()
     }
+
+
+def are_equal(one: Picked, other: Picked) -> bool:
+    """Whether the same was picked, of the same tensors and from the same devices."""
+    return len(one) == len(other) and all(
+        names == others and a.device == b.device and torch.equal(a, b)
+        for (names, a), (others, b) in zip(one, other, strict=True)
+    )
 
 
 @lru_cache(maxsize=4096)
