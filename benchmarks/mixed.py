@@ -12,12 +12,12 @@ take.
 
 from __future__ import annotations
 
-import argparse
+import itertools
 from collections.abc import Callable
 from typing import Any
 
 import torch
-from measuring import measure
+from measuring import Report, compare, make_parser, measure
 from transformers import DynamicCache, LlamaConfig, LlamaForCausalLM, set_seed
 
 import hub
@@ -60,15 +60,17 @@ def decode(model: Any, before: Step | None = None, **more: Any) -> Step:
     return step
 
 
-def shake(adapter: hub.Adapter, seed: int) -> hub.Adapter:
-    """Values that matter."""
+def copy_shaken(like: hub.Adapter, seed: int) -> hub.Adapter:
+    """The same adapter with other values."""
     draw = torch.Generator().manual_seed(seed)
-    for tensor in adapter.tensors.values():
-        tensor.data.normal_(0, 0.02, generator=draw)
-    return adapter
+    tensors = {
+        name: torch.randn(tensor.shape, generator=draw) * 0.02
+        for name, tensor in like.tensors.items()
+    }
+    return hub.Adapter("lora", like.config, tensors, base=like.base)
 
 
-def write_by_hand(model: Any, residents: int) -> None:
+def write_by_hand(model: Any) -> None:
     """Two batched products in a hook at each projection, for as many adapters as rows."""
     for module in list(model.modules()):
         if isinstance(module, torch.nn.Linear) and module is not model.lm_head:
@@ -104,76 +106,57 @@ def build_peft(base: Any) -> Any:
 
 
 def main() -> None:
-    """Print the tables."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--rounds", type=int, default=20)
-    parser.add_argument("--threads", type=int, default=2)
+    """Print the table."""
+    parser = make_parser(__doc__, rounds=20)
     parser.add_argument("--hidden", type=int, default=768)
     parser.add_argument("--layers", type=int, default=12)
     parser.add_argument("--no-peft", action="store_true")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     size = (options.hidden, options.layers)
-    print(f"hidden {size[0]}, {size[1]} layers, {ROWS} rows, {options.threads} threads")
+    report = Report(f"decoding {ROWS} rows, hidden {size[0]}, {size[1]} layers")
+    print(f"{report.subject}, {options.threads} threads")
 
     bare, hand, single, model = (build_base(*size) for _ in range(4))
-    write_by_hand(hand, ROWS)
+    write_by_hand(hand)
     like = hub.Adapter.create("lora", model, r=8, alpha=16, targets=TARGETS)
-    copies = [
-        hub.Adapter(
-            "lora",
-            like.config,
-            {n: t.detach().clone() for n, t in like.tensors.items()},
-            base=like.base,
-        )
-        for _ in range(2 * ROWS)
-    ]
-    adapters = [shake(adapter, seed) for seed, adapter in enumerate(copies)]
+    adapters = [copy_shaken(like, seed) for seed in range(2 * ROWS)]
     hub.attach(single, adapters[0], trainable=False)
     attachment = hub.attach(model, hub.BatchSplit(*adapters), rows=[0] * ROWS, trainable=False)
 
     for k in (1, 2, 4, 8, 16, 32):
-        layouts = {
-            "sorted": sorted(i % k for i in range(ROWS)),
-            "mixed": [i % k for i in range(ROWS)],
-        }
-        for layout, rows in layouts.items():
-            if k == 1 and layout == "mixed":
-                continue
-            attachment.route(rows)
+        mixed = [row % k for row in range(ROWS)]
+        for layout in [sorted(mixed)] if k == 1 else [sorted(mixed), mixed]:
+            attachment.route(layout)
             steps = {"bare": decode(bare), "ours": decode(model)}
             if k == 1:
                 steps["one adapter"] = decode(single)
-            if k == ROWS and layout == "mixed":
+            last = k == ROWS and layout is mixed
+            if last:
                 steps["by hand"] = decode(hand)
-                if not options.no_peft:
-                    names = [str(i % k) for i in range(ROWS)]
-                    steps["peft"] = decode(build_peft(build_base(*size)), adapter_names=names)
+            if last and not options.no_peft:
+                wrapped = build_peft(build_base(*size))
+                steps["peft"] = decode(wrapped, adapter_names=list(map(str, mixed)))
             found = measure(steps, options.rounds)
-            shown = (f"{n} {t / found['bare']:.3f}" for n, t in found.items() if n != "bare")
-            print(f"k = {k:2} {layout:7} {', '.join(shown)}", flush=True)
+            order = "" if k == 1 else ", mixed" if layout is mixed else ", sorted"
+            bar = (1.15 if options.hidden >= 768 else 1.4) if last else None
+            report.add(f"{k} LoRA{order}", compare(found, "bare"), bar)
 
     print(f"gathered copies for {ROWS} rows: {count_copies(model) / 2**20:.0f} MiB", flush=True)
     for every in (1, 8, 64):
-        rows, count = list(range(ROWS)), [0]
+        rows, turns = list(range(ROWS)), itertools.count(1)
 
-        def change(every: int = every, rows: Any = rows, count: Any = count) -> None:
-            count[0] += 1
-            if count[0] % every == 0:
-                turn = count[0] // every
+        def change(every: int = every, rows: list[int] = rows, turns: Any = turns) -> None:
+            turn, left = divmod(next(turns), every)
+            if not left:
                 rows[turn % ROWS] = (rows[turn % ROWS] + ROWS) % (2 * ROWS)
                 attachment.route(rows)
 
         attachment.route(rows)
-        found = measure(
-            {"bare": decode(bare), "ours": decode(model, change)},
-            max(options.rounds // 4, 3),
-            every,
-        )
-        print(
-            f"one row changes every {every:2} tokens: {found['ours'] / found['bare']:.3f}",
-            flush=True,
-        )
+        steps = {"bare": decode(bare), "ours": decode(model, change)}
+        found = measure(steps, max(options.rounds // 4, 3), every)
+        report.add(f"32 LoRA, a row changes every {every} tokens", compare(found, "bare"))
+    report.write(options.json)
 
 
 if __name__ == "__main__":
