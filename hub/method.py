@@ -6,6 +6,7 @@ import dataclasses
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from types import UnionType
 from typing import (
     TYPE_CHECKING,
@@ -223,7 +224,7 @@ class Method(ABC, Generic[C]):
                 f"it has {', '.join(sorted(known))}"
             )
         values = {k: tuple(v) if isinstance(v, list) else v for k, v in options.items()}
-        hints = get_type_hints(self.config)
+        hints = find_hints(cast("Any", self.config))
         for name, value in values.items():
             if not fits_type(value, hints[name]):
                 shown = describe_type(hints[name])
@@ -235,6 +236,12 @@ class Method(ABC, Generic[C]):
 
     def _field_names(self) -> frozenset[str]:
         return frozenset(field.name for field in dataclasses.fields(cast("Any", self.config)))
+
+
+@cache
+def find_hints(config: type) -> dict[str, Any]:
+    """The types of a configuration's fields, which are kept as text until then."""
+    return get_type_hints(config)
 
 
 def fits_type(value: Any, hint: Any) -> bool:
