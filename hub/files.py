@@ -16,7 +16,6 @@ import math
 import os
 import tempfile
 from collections.abc import Mapping
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -164,12 +163,8 @@ def read_contents(folder: str | Path) -> dict[str, bytes]:
 
 def parse_adapter(contents: Mapping[str, bytes], where: Path) -> AdapterFiles:
     """Check the bytes of an adapter's files. `where` names them in the FileError that it raises."""
-    manifest = None
-    with ThreadPoolExecutor(1) as beside:  # while this thread hashes, which leaves Python to others
-        reading = beside.submit(read_tensors, where / TENSORS, contents[TENSORS])
-        if MANIFEST in contents:
-            manifest = read_manifest(where, contents)
-        tensors = reading.result()
+    manifest = read_manifest(where, contents) if MANIFEST in contents else None
+    tensors = read_tensors(where / TENSORS, contents[TENSORS])
     return AdapterFiles(read_json(where / CONFIG, contents[CONFIG]), tensors, manifest)
 
 
