@@ -60,8 +60,8 @@ def import_folder(
 ) -> None:
     """Register the adapter, or the composition, that is in a folder.
 
-    A composition's parts become versions too. A peft folder does not say which weights it was trained on. With --base it is bound to those;
-    without, it loads onto any base with a note.
+    A composition's parts become versions too. A peft folder does not say which weights it was
+    trained on. With --base it is bound to those; without, it loads onto any base with a note.
     """
     registry, path = open_registry(), locate_folder(folder)
     identity = identify(base, path) if base is not None else None
