@@ -25,6 +25,7 @@ from __future__ import annotations
 import hashlib
 import math
 import re
+from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -507,18 +508,20 @@ class LoRA(hub.Method[LoRAConfig]):
         Raises ConfigError on magnitudes that have no mean.
         """
         parts = list(zip(configs, tensors, rule.weights, strict=True))
-        combined, ranks = average_magnitudes(tensors, rule), {}
+        combined, ranks = average_magnitudes(configs, tensors, rule), {}
         places = {place for config in configs for place in config.parameters or ()}
         for name in sorted(set().union(*(list_factors(config, part) for config, part, _ in parts))):
             path, _, factor = name.rpartition(".lora_")
             other = f"{path}.lora_{factor.replace('A', 'B')}"
             place = path.rpartition(".")[0]
             place = place if place in places else path
-            held = [(config, part, weight) for config, part, weight in parts if name in part]
-            pairs = [(part[other], part[name]) for _, part, _ in held]
-            weights = [weight * config.scaling(place) for config, _, weight in held]
+            pairs, weights = [], []
+            for config, part, weight in parts:
+                if name in part:
+                    pairs.append((part[other], part[name]))
+                    weights.append(weight * config.scaling(place))
             combined[other], combined[name] = rule.mix_factors(pairs, weights)
-            ranks[place] = len(combined[name])
+            ranks[place] = combined[name].shape[0]
         return join_configs(configs, ranks, places), combined
 
     def write_tensors(
@@ -683,26 +686,26 @@ MAGNITUDE = ".lora_magnitude_vector"
 
 
 def list_factors(config: LoRAConfig, tensors: Mapping[str, torch.Tensor]) -> list[str]:
-    """The names of A of every module. Raises ConfigError where one lacks a factor."""
+    """The names of A of every module. Raises ConfigError where one lacks what it should have."""
     names = [name for name in tensors if name.endswith(FACTORS)]
-    lengths = sum(name.endswith(MAGNITUDE) for name in tensors)
     named = config.targets if isinstance(config.targets, tuple) else ()
     first, second = FACTORS
     left = [n for n in named if n + first not in tensors and n + second not in tensors]
     # A name without a layer's number is no path, and may mean nothing.
     missing = [name for name in left if any(part.isdigit() for part in name.split("."))]
-    if 2 * len(names) + lengths != len(tensors):
-        paths = {name.rpartition(".lora_")[0] for name in names}
-        missing += {name.rpartition(".lora_")[0] for name in tensors} - paths
+    if (3 if config.dora else 2) * len(names) != len(tensors):
+        whole = Counter(name.rpartition(".lora_")[0] for name in tensors)
+        missing += [path for path, count in whole.items() if count != (3 if config.dora else 2)]
     if missing:
         raise hub.ConfigError(
-            f"lora: one of them has no factors for {min(missing)}; fetch the adapter anew"
+            f"lora: one of them has too few or too many tensors for {min(missing)}; fetch the "
+            "adapter anew"
         )
     return names
 
 
 def average_magnitudes(
-    tensors: Sequence[Mapping[str, torch.Tensor]], rule: hub.Rule
+    configs: Sequence[LoRAConfig], tensors: Sequence[Mapping[str, torch.Tensor]], rule: hub.Rule
 ) -> dict[str, torch.Tensor]:
     """The weighted mean of each m.
 
@@ -710,6 +713,8 @@ def average_magnitudes(
     other way to combine several. Raises ConfigError on a rule that is none, and where a part lacks
     one.
     """
+    if not any(config.dora for config in configs):
+        return {}
     names = [{name for name in part if name.endswith(MAGNITUDE)} for part in tensors]
     for own in names:
         for name in sorted(own ^ names[0]):
@@ -718,7 +723,7 @@ def average_magnitudes(
                 "and what it would be there only the base knows; combine adapters with dora at the "
                 "same modules"
             )
-    if names[0] and not (rule.sums and math.isclose(sum(rule.weights), 1, abs_tol=1e-6)):
+    if not (rule.sums and math.isclose(sum(rule.weights), 1, abs_tol=1e-6)):
         raise hub.ConfigError(
             "lora: magnitudes (dora) are lengths and no differences, so they can only be averaged; "
             f"take linear, cat or svd, with weights that sum to 1, not {sum(rule.weights):g}"

@@ -181,7 +181,7 @@ def prepare_tensors(tensors: Mapping[str, torch.Tensor], device: torch.device) -
     """The same on one device, those of numbers in float32."""
     prepared = Tensors(tensors)
     for name, tensor in tensors.items():
-        if tensor.is_floating_point() and tensor.dtype != torch.float32:
+        if tensor.dtype != torch.float32 and tensor.is_floating_point():
             prepared[name] = tensor.to(device, torch.float32)
         elif tensor.device != device:
             prepared[name] = tensor.to(device)
