@@ -27,6 +27,8 @@ class Frame:
     places: which of its row's own positions each one is, (rows, inserted + length), negative for
         what stands before them; None where nobody asks.
     placed: whether the placeholders have got their vectors.
+    kept: of which positions there shall be logits: of so many at the end, of these; None or 0 for
+        all.
     """
 
     inserted: int
@@ -39,6 +41,7 @@ class Frame:
     order: Tensor | None = None
     places: Tensor | None = None
     placed: bool = False
+    kept: int | Tensor | None = None
 
     def find_start(self, held: int) -> int:
         """Which of a row's own positions comes first, where a cache holds `held` positions."""
@@ -84,3 +87,12 @@ class Ruler:
                 "not known; gradient checkpointing runs layers again so, turn it off"
             )
         return frame.places
+
+    def keep(self, places: Tensor) -> Tensor:
+        """Those of the positions there that there shall be logits of, (rows, kept)."""
+        frame = find_frame(self.front)
+        kept = None if frame is None else frame.kept
+        if kept is None or (isinstance(kept, int) and not kept):
+            return places
+        chosen: Tensor = places[:, kept if isinstance(kept, Tensor) else slice(-kept, None)]
+        return chosen

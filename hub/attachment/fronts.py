@@ -205,7 +205,9 @@ class Front:
                 "differently many virtual positions need input_ids and not inputs_embeds; give "
                 "them equally many"
             )
-        if self.ahead is not None and kwargs.get("attention_mask") is None:
+        # What goes on from states alone has no earlier positions to be hidden.
+        hides = self.ahead is not None and bool(frame.inserted or held)
+        if hides and kwargs.get("attention_mask") is None:
             if "attention_mask" not in self.parameters:
                 raise AttachError(
                     f"{type(module).__name__} takes no attention_mask, which rows with differently "
@@ -371,6 +373,7 @@ class Front:
             kwargs["logits_to_keep"] = min(kept_logits, frame.length)
         elif self._spares_logits(kwargs, frame):
             kwargs["logits_to_keep"] = frame.length
+        frame.kept = kwargs.get("logits_to_keep")
 
     def _number(self, positions: Tensor, frame: Frame) -> Tensor:
         """The positions of all, from those of the tokens, (..., rows, length)."""

@@ -134,20 +134,22 @@ class SplitNode(Node):
             return places.view(*places.shape, *[1] * (value.dim() - places.dim()))
         rows, positions = self.site.row_axis, self.site.position_axis
         assert rows is not None and positions is not None
+        if self.site.role == "head":
+            places = self.ruler.keep(places)
         places = places.flatten() if rows == positions else places
-        places = places.T if positions < rows else places
         if given.index is not None:
-            places = places.index_select(0 if rows < positions else places.dim() - 1, given.index)
+            places = places.index_select(0, given.index)
         shape = [1] * value.dim()
-        shape[rows], shape[positions] = value.shape[rows], value.shape[positions]
-        if places.numel() != value.shape[rows] * (
-            1 if rows == positions else value.shape[positions]
-        ):
+        shape[rows] = len(places)
+        shape[positions] = places.shape[-1]
+        found = value.shape[rows], value.shape[positions]
+        # Where one vector goes for all rows, such as that of a position, each gets its own.
+        if found[1] != shape[positions] or found[0] not in (1, shape[rows]):
             raise AttachError(
                 f"a split can't act at {self.site.path}: it is given {tuple(value.shape)}, which "
                 f"are not the {tuple(places.shape)} positions of the batch"
             )
-        return places.reshape(shape)
+        return (places.T if positions < rows else places).reshape(shape)
 
 
 class FuseNode(Node):

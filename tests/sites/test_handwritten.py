@@ -401,7 +401,9 @@ def test_layers_in_a_sequence_have_an_index() -> None:
 
 def test_model_of_numbers_is_looked_at_too() -> None:
     model = nn.Sequential(nn.Linear(D, D), Plain())
-    assert Site("projection", "0", "other", None, D, D, bias=True) in find_sites(model)
+    assert Site(
+        "projection", "0", "other", None, D, D, bias=True, row_axis=0, position_axis=1
+    ) in find_sites(model)
     assert [s.path for s in find_sites(model) if s.kind == "branch"] == ["1.p", "1.q"]
 
 
