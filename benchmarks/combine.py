@@ -1,11 +1,11 @@
 """What combining four LoRA costs: ours over the arithmetic alone, and peft's over the same.
 
-    python benchmarks/combine.py [--rounds 20] [--slow-rounds 2] [--threads 2]
+    python benchmarks/combine.py [--rounds 20] [--slow-rounds 1] [--threads 1]
 
 LoRA r=8 on all linears of a llama of hidden 768 and 12 layers. The floor is the definition, written
 down in few operations on the same tensors, whose results are kept: for svd two QR and a small svd
 for each of the 84 modules. Floor, ours and peft's run in turn in one process, and the medians are
-divided. peft's dense svd takes minutes, so it has rounds of its own number.
+divided. peft's dense svd takes a minute, so it has rounds of its own number.
 
 Ours checks that the bases are one and makes an adapter; peft's adds one to a model.
 """
@@ -153,8 +153,8 @@ def main() -> None:
     """Print the table."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=20)
-    parser.add_argument("--slow-rounds", type=int, default=2, help="of peft's svd; 0 for none")
-    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--slow-rounds", type=int, default=1, help="of peft's svd; 0 for none")
+    parser.add_argument("--threads", type=int, default=1)
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     model = build_base()

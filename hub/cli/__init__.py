@@ -31,6 +31,7 @@ HOMES = {
     "push": "hub.cli.remotes:push_version",
     "pull": "hub.cli.remotes:pull_version",
     "compose": "hub.cli.composing:compose_version",
+    "combine": "hub.cli.combining:combine_adapters",
     "export": "hub.cli.folders:export_version",
     "import": "hub.cli.folders:import_folder",
     "verify": "hub.cli.registry:verify_versions",

@@ -35,7 +35,7 @@ def find_options(name: str) -> Iterator[click.Option]:
 def test_commands_are_in_the_order_of_an_adapters_life() -> None:
     assert [
         *("demo", "methods", "train", "eval", "list", "show", "log", "alias", "push", "pull"),
-        *("compose", "export", "import", "verify", "doctor"),
+        *("compose", "combine", "export", "import", "verify", "doctor"),
     ] == NAMES
 
 
