@@ -127,7 +127,8 @@ class AdapterFusion(hub.Method[FusionConfig]):
         """Those that the configuration names. Raises ConfigError where one is not there."""
         if not config.sites:
             raise hub.ConfigError(
-                "fusion: a fusion is made for its parts; make it with hub.Fuse.create(model, a, b)"
+                "fusion: a fusion is made for its parts; make it with hub.Fuse.create(model, a, "
+                "b), or hub train --within 'fuse(a, b; new)'"
             )
         named = {tuple(name.split(" ")[1:]) for name in config.sites}
         chosen = [site for site in sites if (site.kind, site.path) in named]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,11 +15,13 @@ from hub.cli.commands import Command, json_option
 from hub.cli.output import format_metrics, notify, print_json, print_pairs
 from hub.cli.quantizing import QUANTIZATIONS
 from hub.cli.registry import open_registry
+from hub.cli.within import read_within
 from hub.errors import FileError, HubError
 from hub.references import locate_folder
 
 if TYPE_CHECKING:
     from hub.adapter import Adapter
+    from hub.composition import Operator
     from hub.registration import Registry
     from hub.training.metrics import Kind
     from hub_registry import Version
@@ -35,6 +38,10 @@ CHECKPOINTS = "checkpoints"
         "hub train --base ./llama --method lora --set r=16 --set targets=attention "
         "--data qa.csv --template '{{ question }}|||{{ answer }}' --name qa --task qa",
         "hub train --base ./llama --quantize nf4 --method lora --data reviews.jsonl --name small",
+        "hub train --base ./llama --method lora --within 'stack(de@2, new)' "
+        "--data reviews.jsonl --name reviews",
+        "hub train --base ./llama --method fusion --within 'fuse(qa@1, sst2@3; new)' "
+        "--data mixed.jsonl --name fused",
     ),
 )
 @click.option("--base", required=True, help="The base model: a folder, org/repo, or org/repo@rev.")
@@ -60,6 +67,11 @@ CHECKPOINTS = "checkpoints"
     multiple=True,
     metavar="OPTION=VALUE",
     help="An option of the method, as JSON or text; `hub methods NAME` lists them.",
+)
+@click.option(
+    "--within",
+    metavar="COMPOSITION",
+    help="Train it together with adapters that stay as they are, its place written `new`.",
 )
 @click.option("--eval-data", help="Rows to measure at every checkpoint; the best one is kept.")
 @click.option("--metric", help="What the best is chosen by: accuracy, perplexity, rougeL...")
@@ -87,7 +99,7 @@ CHECKPOINTS = "checkpoints"
 @click.option("--resume", is_flag=True, help="Go on with the run in --output, exactly.")
 @json_option(
     *("reference", "output", "metrics", "loss", "steps", "best_step", "seconds", "truncated"),
-    *("trainable", "total"),
+    *("trainable", "total", "within"),
 )
 def train_adapter(
     base: str,
@@ -99,6 +111,7 @@ def train_adapter(
     output: str | None,
     kind: Kind | None,
     settings: tuple[str, ...],
+    within: str | None,
     eval_data: str | None,
     metric: str | None,
     choices: tuple[str, ...],
@@ -138,6 +151,7 @@ def train_adapter(
         registry = open_registry()
         if name is not None:
             check_registry(registry, name, task)
+        around = read_within(within, method, registry) if within is not None else None
         folder = locate_folder(output) if output is not None else None
         if folder is not None and not resume:
             check_output(folder)
@@ -152,11 +166,15 @@ def train_adapter(
         model = models.load_model(base, kind, labels, quantize)
         tokenizer = models.load_tokenizer(base)
         torch.manual_seed(seed)
-        adapter = hub.Adapter.create(method, model, **config)
+        composition: Adapter | Operator
+        if around is None:
+            adapter = composition = hub.Adapter.create(method, model, **config)
+        else:
+            adapter, composition = around.create(method, model, config)
         adapter.task = task
         result = hub.train(
             model,
-            adapter,
+            composition,
             data,
             tokenizer=tokenizer,
             template=template,
@@ -172,10 +190,15 @@ def train_adapter(
             seed=seed,
             output=folder / CHECKPOINTS if folder is not None else None,
             resume=resume,
+            trainable=adapter,
         )
         if folder is not None:
             adapter.save(folder)
-        version = register(registry, adapter, name, folder) if name is not None else None
+        version = None
+        if name is not None:
+            parents = around.parents if around is not None else ()
+            version = register(registry, adapter, name, folder, parents)
+        shown = around.show(version.reference if version is not None else None) if around else None
         trainable = sum(tensor.numel() for tensor in adapter.tensors.values())
         total = count_weights(model)
     if as_json:
@@ -191,6 +214,7 @@ def train_adapter(
                 "truncated": result.truncated,
                 "trainable": trainable,
                 "total": total,
+                "within": shown,
             }
         )
         return
@@ -204,6 +228,7 @@ def train_adapter(
             "trainable": f"{trainable:,} of {total:,} ({trainable / total:.2%})",
             "prompts cut": f"{result.truncated}, to fit --max-length" if result.truncated else None,
             "folder": output,
+            "within": shown,
         }
     )
 
@@ -241,11 +266,17 @@ def check_output(folder: Path) -> None:
         raise FileError(f"{folder} holds an adapter already ({held[0]}); give another --output")
 
 
-def register(registry: Registry, adapter: Adapter, name: str, folder: Path | None) -> Version:
+def register(
+    registry: Registry,
+    adapter: Adapter,
+    name: str,
+    folder: Path | None,
+    parents: Sequence[str] = (),
+) -> Version:
     """The new version. Where that fails what was trained is written elsewhere. Raises HubError,
     which says where."""
     try:
-        return registry.add(adapter, name=name)
+        return registry.add(adapter, name=name, parents=parents)
     except HubError as error:
         kept = folder or adapter.save(tempfile.mkdtemp(prefix=f"{name}-"))
         notify(f"the trained adapter is in {kept}; add it with `hub import {kept} --name {name}`")

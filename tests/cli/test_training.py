@@ -17,8 +17,10 @@ from transformers import AutoConfig
 import hub
 from hub.cli.models import choose_kind, describe_loading, shorten
 from hub.cli.training import register
+from hub.cli.within import read_within
 from hub_registry import StorageError
 from tests.cli.conftest import Run
+from tests.snapshots import shake_adapter
 from tests.tiny import build_tiny
 
 QUICK = "--max-steps 2 --batch-size 4"
@@ -109,6 +111,103 @@ def test_train_with_the_same_seed_gives_the_same_version(
         read(f"{TRAIN} --name {name} --seed 3")
     tensors = [registry.get(name).files["adapter_model.safetensors"] for name in ("a", "b")]
     assert tensors[0] == tensors[1]
+
+
+LLAMA = f"train --base ./llama --data reviews.jsonl {QUICK}"
+
+
+@pytest.fixture(scope="module")
+def llama() -> Any:
+    return build_tiny("llama")
+
+
+@pytest.fixture
+def parts(registry: hub.Registry, llama: Any) -> hub.Registry:
+    """de@1 and fr@1, of the base `llama`; de@production is de@1."""
+    for name, method in (("de", "lora"), ("fr", "houlsby")):
+        registry.add(shake_adapter(hub.Adapter.create(method, llama), scale=0.1), name=name)
+    registry.alias("de@1", "production")
+    return registry
+
+
+def read_tensors(registry: hub.Registry, reference: str) -> dict[str, Any]:
+    adapter = registry.load(reference)
+    assert isinstance(adapter, hub.Adapter)
+    return dict(adapter.tensors)
+
+
+def test_train_within_a_composition_has_its_parts_as_parents(
+    parts: hub.Registry, read: Callable[..., Any], run: Run
+) -> None:
+    line = f"{LLAMA} --method houlsby --set size=3 --within 'stack(de@production, new)'"
+    document = read(f"{line} --name qa")
+    assert document["within"] == "stack(de@1, qa@1)"
+    assert parts.get("qa@1").parents == ("de@1",)
+    adapter = parts.load("qa@1")
+    assert isinstance(adapter, hub.Adapter)
+    assert adapter.lineage["parents"] == ["de@1"]
+    assert adapter.lineage["training"]["within"] == "stack(de@1, <houlsby>)"
+    run("compose 'stack(de@production, qa)' --name both")
+    assert parts.get("both").parents == ("de@1", "qa@1")
+    run(f"{LLAMA} --method houlsby --set size=3 --name alone")
+    alone = read_tensors(parts, "alone")
+    assert any(not tensor.equal(alone[name]) for name, tensor in adapter.tensors.items())
+    assert "within" not in run(f"{LLAMA} --method ia3 --name plain").stdout
+
+
+def test_train_a_fusion_of_two_versions(
+    parts: hub.Registry, read: Callable[..., Any], run: Run
+) -> None:
+    line = f"{LLAMA} --method fusion --set value=false --set size=2"
+    document = read(f"{line} --within 'fuse(de, fr@1; new)' --name fused")
+    assert document["within"] == "fuse(de@1, fr@1; fused@1)"
+    version = parts.get("fused@1")
+    assert (version.method, version.parents) == ("fusion", ("de@1", "fr@1"))
+    assert version.config["size"] == 2
+    assert 0 < document["trainable"] < document["total"]
+    run("compose 'fuse(de, fr; fused)' --name both")
+    assert read("eval both --data test.jsonl")["metrics"].keys() == {"perplexity"}
+
+
+def test_train_within_shows_where_and_takes_folders(parts: hub.Registry, run: Run) -> None:
+    run("export de ./german")
+    line = f"{LLAMA} --method lora --within 'average(./german, fr, new; 1, 1, 2)'"
+    result = run(f"{line} --name qa --output out")
+    assert "within     average(./german, fr@1, qa@1; 1.0, 1.0, 2.0)" in result.stdout
+    assert parts.get("qa@1").parents == ("fr@1",)
+    assert hub.load("./out").lineage["training"]["learners"] == ["<lora>"]  # type: ignore[union-attr]
+    within = read_within("average(./german, de@production, new)", "lora", parts)
+    assert within.show(None) == "average(./german, de@1, new)"
+    assert within.parents == ("de@1",)
+
+
+@pytest.mark.parametrize(
+    ("change", "expected"),
+    [
+        ("--within 'stack(de'", "is no composition: at 9 there is the end"),
+        ("--within de", "composes nothing; write an operator over references"),
+        ("--within 'stack(de, fr)'", "does not say where the new adapter stands; write new in its"),
+        ("--within 'stack(it, new)'", "there is no adapter 'it'"),
+        ("--within 'stack(de@7, new)'", "'de' has no version 7"),
+        ("--within 'fuse(de, fr; new)'", "what leads a fuse is of the method fusion; train it"),
+        ("--method fusion --within 'stack(de, new)'", "a fusion leads a fuse; write fuse(a, b; ne"),
+        ("--method fusion", "or hub train --within 'fuse(a, b; new)'"),
+        ("--within 'batchsplit(de, new)'", "a batchsplit gives rows adapters of their own"),
+        ("--within 'stack(sst2, new)'", "was made for"),
+        ("--within 'stack(./nothing, new)'", "nothing does not exist"),
+    ],
+)
+def test_train_within_fails_in_one_line(
+    change: str,
+    expected: str,
+    parts: hub.Registry,
+    add: Callable[..., Any],
+    fail: Callable[..., str],
+) -> None:
+    add()
+    before = len(parts.list())
+    assert expected in fail(f"{LLAMA} --method lora --name x {change}")
+    assert len(parts.list()) == before
 
 
 @pytest.mark.parametrize(
