@@ -177,7 +177,7 @@ def join_step(
         return chains[0]
     if method is not None and site.kind in ("projection", "branch", "norm"):
         joined = None
-        if site.expert is None:
+        if site.expert is None and (rows is None or site.row_axis == 0):
             joined = installed_methods().call(
                 "hub_compose", method, site=site, chains=chains, rows=rows, before=before
             )

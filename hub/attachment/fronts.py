@@ -38,9 +38,7 @@ from hub.attachment.mixing import count_each
 from hub.attachment.nodes import Chain, run_extend
 from hub.attachment.placing import arrange, find_order, find_places, take_tokens
 from hub.errors import AttachError
-from hub.sites.shifting import Shift
-
-IGNORED = -100  # a label that counts for nothing
+from hub.sites.shifting import IGNORED, Shift
 
 _numbers = itertools.count()
 
@@ -225,6 +223,8 @@ class Front:
         if self.ruled:
             frame.places = self._measure(mask, frame, held, given.device)
         self._move_positions(kwargs, frame, held)
+        if frame.inserted and self.shift.follows and isinstance(kwargs.get("labels"), Tensor):
+            kwargs["labels"] = self._drop_labels(kwargs["labels"], mask, frame)
         for name in kwargs if frame.inserted else ("attention_mask",):
             if isinstance(kwargs.get(name), Tensor):
                 kwargs[name] = self._widen(name, kwargs[name], frame)
@@ -445,6 +445,16 @@ class Front:
         elif name.endswith("mask"):
             front = torch.ones_like(front)
         return arrange(torch.cat([front, value], dim=1), frame.order)
+
+    def _drop_labels(self, labels: Tensor, mask: Any, frame: Frame) -> Tensor:
+        """Without the label of the first token of a row that has nothing in front: in a run of its
+        own nothing is asked for it, and here a place that it leaves empty would be."""
+        assert self.real is not None and frame.owner is not None
+        empty = ~self.real.any(1).to(labels.device)[frame.owner]
+        if isinstance(mask, Tensor) and mask.dim() == 2:
+            empty = empty & mask[:, 0].bool()
+        first = torch.arange(frame.length, device=labels.device) == 0
+        return labels.masked_fill(empty.unsqueeze(1) & first, IGNORED)
 
     def _widen_mask(self, mask: Tensor, frame: Frame) -> Tensor:
         if not frame.cached:

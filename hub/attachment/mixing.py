@@ -111,7 +111,7 @@ def narrow_rows(owners: Tensor) -> Iterator[None]:
 
 
 class JoinedNode(Node):
-    """A method's own fast way for rows with different adapters of it.
+    """A method's own fast way for rows with different adapters of it, where rows come first.
 
     module: what the plugin made; its forward takes (rows, n, in_features) and (rows, n,
         out_features).
@@ -123,14 +123,13 @@ class JoinedNode(Node):
         self.module = module
         self.apart = apart
         self.rows = len(apart.rows)
-        self.axis = apart.axis
 
     def before(self, x: Tensor, given: Slice = WHOLE) -> Tensor:
         """Each row's own input."""
         if given.tokens is not None or getattr(_running, "inside", None) is not None:
             return self.apart.before(x, given)
         changed: Tensor = self.module.before(self._line_up(x))
-        return self._put_back(changed, x)
+        return changed.reshape(widen(x, 0, self.rows).shape)
 
     def forward(self, x: Tensor, y: Tensor, given: Slice = WHOLE) -> Tensor:
         """Each row's own output."""
@@ -138,23 +137,17 @@ class JoinedNode(Node):
             return self.apart.forward(x, y, given)
         if self.reads_stream and given.stream is not None:
             x = given.stream
-        if self.axis == 0 and y.dim() == 3 and len(y) == self.rows:
+        if y.dim() == 3 and len(y) == self.rows:
             changed: Tensor = self.module.forward(x, y)
             return changed
-        return self._put_back(self.module.forward(self._line_up(x), self._line_up(y)), y)
+        changed = self.module.forward(self._line_up(x), self._line_up(y))
+        return changed.reshape(widen(y, 0, self.rows).shape)
 
     def _line_up(self, value: Tensor) -> Tensor:
         """(rows, n, width), whatever the site's own shape."""
-        value = widen(value, self.axis, self.rows)
-        value = value.transpose(0, 1) if self.axis else value
+        value = widen(value, 0, self.rows)
         count_each(len(value), self.rows)
         return value.reshape(self.rows, -1, value.shape[-1])
-
-    def _put_back(self, value: Tensor, like: Tensor) -> Tensor:
-        like = widen(like, self.axis, self.rows)
-        if not self.axis:
-            return value.reshape(like.shape)
-        return value.reshape(like.shape[1], like.shape[0], -1).transpose(0, 1).contiguous()
 
 
 def say_rows(rows: int) -> None:

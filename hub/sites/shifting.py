@@ -9,7 +9,7 @@ can't go on from a cache, and may not be where a head looks for its last token.
 from __future__ import annotations
 
 import inspect
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import torch
@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from hub.errors import AttachError
 from hub.sites.tracing import keep_state, list_words, make_inputs
 
+IGNORED = -100  # a label that counts for nothing
 PADDED = (7, 1)  # odd, so that it shows where positions are taken by twos or more
 
 
@@ -27,10 +28,13 @@ class Shift:
 
     by: what tells it where a row is: the mask alone, the id of its padding too, or its positions.
     behind: whether the padding must come behind a row.
+    follows: whether a label is that of the position after the one that it is held against, so that
+        what stands before a row is asked for its first.
     """
 
     by: Literal["mask", "ids", "positions"] = "mask"
     behind: bool = False
+    follows: bool = False
 
 
 def find_shift(model: nn.Module, half: str = "") -> Shift:
@@ -43,7 +47,7 @@ def find_shift(model: nn.Module, half: str = "") -> Shift:
     with keep_state(model), torch.no_grad():
         for way in trial.list_ways():
             if trial.blind or all(trial.holds(way, count) for count in PADDED):
-                return way
+                return replace(way, follows=trial.follows())
     raise AttachError(
         f"rows of {type(model).__name__} can't have differently many virtual positions in front: "
         "what is padded has a part in the rest of a row; give them equally many, or batch them "
@@ -90,6 +94,18 @@ class Trial:
                 return False  # what is padded is counted in another way than ours
             found = self.run(way, count, (places - count).clamp(min=0))
         return is_same(self.run(way, 0), found)
+
+    def follows(self) -> bool:
+        """Whether a label is that of the next position: then the first one never counts."""
+        if "labels" not in self.names or self.half == "encoder" or self.blind:
+            return False
+        labels = torch.full_like(self.ids, IGNORED)
+        labels[:, 0] = choose_word(self.model)
+        try:
+            loss = self.model(**self.inputs, labels=labels).loss
+        except (RuntimeError, ValueError, IndexError):  # its labels are not those of positions
+            return False
+        return not bool(loss > 0)  # of nothing the mean is no number
 
     def run(self, way: Shift, count: int, places: Tensor | None = None) -> Tensor:
         """What the model says of the row; `places` are its positions, where they are told."""
