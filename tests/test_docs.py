@@ -80,14 +80,15 @@ def test_readme_lists_the_method(name: str) -> None:
 def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     """What the pages take for granted: a base, data, an adapter, and folders in the current one."""
     monkeypatch.chdir(tmp_path)
-    words = ["[PAD]", "[UNK]", "a", "fine", "film", "dull"]
+    words = ["[PAD]", "[UNK]", "a", "fine", "film", "dull", "[SEP]"]
     inner = Tokenizer(models.WordLevel({word: i for i, word in enumerate(words)}, "[UNK]"))
     inner.pre_tokenizer = pre_tokenizers.Whitespace()
     tokenizer = PreTrainedTokenizerFast(
-        tokenizer_object=inner, pad_token="[PAD]", unk_token="[UNK]"
+        tokenizer_object=inner, pad_token="[PAD]", unk_token="[UNK]", eos_token="[SEP]"
     )
     tokenizer.save_pretrained("bert-base-uncased")
     build_tiny("bert", "classification").save_pretrained("bert-base-uncased")
+    build_tiny("llama").save_pretrained("llama")
     rows = [{"text": f"a {word} film", "label": word == "fine"} for word in ("fine", "dull")] * 4
     text = "".join(json.dumps({**row, "label": int(row["label"])}) + "\n" for row in rows)
     for name in ("reviews", "train", "test"):

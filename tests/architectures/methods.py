@@ -13,12 +13,14 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     **{name: (name, {}) for name in ("pfeiffer", "parallel", "bitfit", "llama_adapter")},
     **{name: (name, {}) for name in ("diff", "full")},
 }
+# It acts where the parts of a fuse do, whose methods are tried, and not alone.
+LEADERS = {"fusion"}
 
 
 def list_variants() -> list[str]:
-    """Those above, and whatever other method is installed."""
+    """Those above, and whatever other method is installed that acts alone."""
     installed = [plugin.name for plugin in installed_methods().plugins()]
-    return [*VARIANTS, *(name for name in installed if name not in VARIANTS)]
+    return [*VARIANTS, *(name for name in installed if name not in {*VARIANTS, *LEADERS})]
 
 
 def find_variant(name: str) -> tuple[str, dict[str, Any]]:

@@ -115,6 +115,11 @@ class TestDiff(Contract):
     shake = 0.001  # gates move 500 times as fast as weights
 
 
+# What chooses among what others give is attached inside hub.Fuse alone, so it is no subject of a
+# contract that attaches each adapter as it is; its promises are in tests/methods/test_fusion.py.
+LEADERS = {"fusion"}
+
+
 def test_no_method_is_left_out() -> None:
     here = [kind for kind in globals().values() if isinstance(kind, type)]
     tried = {kind.method for kind in here if issubclass(kind, Contract) and hasattr(kind, "method")}
@@ -123,4 +128,5 @@ def test_no_method_is_left_out() -> None:
         for entry in entry_points(group="hub")
         if entry.dist is not None and entry.dist.name == "pefthub"
     }
-    assert tried == installed
+    assert tried == installed - LEADERS
+    assert installed >= LEADERS
