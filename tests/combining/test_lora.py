@@ -104,6 +104,34 @@ def test_one_adapter_at_weight_1_is_itself_by_every_rule(model: Any, variant: st
         torch.testing.assert_close(answer(model, same), expected, atol=1e-5, rtol=1e-5, msg=how)
 
 
+def test_one_adapter_at_another_weight_is_that_share_of_it_by_every_rule(model: Any) -> None:
+    adapter = make(model, r=4, alpha=12)
+    for how, options in IDENTITIES:
+        found = find_changes(hub.combine([adapter], how=how, weights=[-0.5], **options))
+        for path, change in find_changes(adapter).items():
+            torch.testing.assert_close(found[path], -0.5 * change, atol=1e-5, rtol=1e-4, msg=how)
+
+
+def test_ties_mixes_factors_by_the_square_roots(model: Any) -> None:
+    """Of other ranks too, shorter ones ending in zeros; against each value's definition."""
+    path, weights = "model.layers.1.mlp.up_proj", [1.0, -0.5]
+    parts = [make(model, 1, r=2, alpha=4), make(model, 2, r=3, alpha=3)]
+    combined = hub.combine(parts, how="ties", weights=weights, density=0.5)
+    for factor, axis in (("A", 0), ("B", 1)):
+        votes = []
+        for part, weight, s in zip(parts, weights, (2.0, 1.0), strict=True):
+            own = part.tensors[f"{path}.lora_{factor}.weight"].detach()
+            least = own.abs().flatten().sort(descending=True).values[own.numel() // 2 - 1]
+            root = abs(weight * s) ** 0.5 * (-1 if factor == "A" and weight < 0 else 1)
+            rows = torch.where(own.abs() >= least, own * root, 0).movedim(axis, 0)
+            votes.append(torch.cat([rows, torch.zeros(3 - len(rows), rows.shape[1])]))
+        found = combined.tensors[f"{path}.lora_{factor}.weight"].movedim(axis, 0)
+        for a, b, value in zip(*(t.flatten().tolist() for t in (*votes, found)), strict=True):
+            # Where they don't agree one is zero, or the larger wins.
+            expected = (a + b) / 2 if a * b > 0 else max(a, b, key=abs)
+            assert value == pytest.approx(expected, abs=1e-6)
+
+
 def test_one_adapter_on_experts_at_weight_1_is_itself(tmp_path: Path) -> None:
     model = build_tiny("mixtral")
     adapter = make(model, r=3, alpha=5, targets=("down_proj", "gate_up_proj", "q_proj"))
