@@ -1,6 +1,6 @@
 """What combining four LoRA costs: ours over the arithmetic alone, and peft's over the same.
 
-    python benchmarks/combine.py [--rounds 20] [--slow-rounds 1] [--threads 1]
+    python benchmarks/combine.py [--rounds 20] [--slow-rounds 1] [--threads 2]
 
 LoRA r=8 on all linears of a llama of hidden 768 and 12 layers. The floor is the definition, written
 down in few operations on the same tensors, whose results are kept: for svd two QR and a small svd
@@ -12,16 +12,14 @@ Ours checks that the bases are one and makes an adapter; peft's adds one to a mo
 
 from __future__ import annotations
 
-import argparse
 import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import peft
 import torch
-from measuring import measure
-from overhead import TARGETS
-from transformers import LlamaConfig, LlamaForCausalLM, set_seed
+from bases import TARGETS, build_base
+from measuring import Report, compare, make_parser, measure
 
 import hub
 
@@ -32,20 +30,6 @@ S = ALPHA / RANK
 ROOTS = [math.sqrt(weight * S) for weight in WEIGHTS]
 
 Pair = tuple[torch.Tensor, torch.Tensor]
-
-
-def build_base() -> LlamaForCausalLM:
-    """A llama of hidden 768 and 12 layers, with few words."""
-    set_seed(0)
-    config = LlamaConfig(
-        hidden_size=768,
-        intermediate_size=2048,
-        num_hidden_layers=12,
-        num_attention_heads=12,
-        vocab_size=512,
-        max_position_embeddings=128,
-    )
-    return LlamaForCausalLM(config).eval()
 
 
 def make_adapters(model: Any) -> list[hub.Adapter]:
@@ -126,7 +110,7 @@ def build_theirs(adapters: Sequence[hub.Adapter]) -> Any:
     config = peft.LoraConfig(
         r=RANK, lora_alpha=ALPHA, target_modules=TARGETS, task_type="CAUSAL_LM"
     )
-    theirs: Any = peft.get_peft_model(build_base(), config, adapter_name="0")
+    theirs: Any = peft.get_peft_model(build_base(768, 12), config, adapter_name="0")
     for place in range(1, PARTS):
         theirs.add_adapter(str(place), config)
     own = dict(theirs.named_parameters())
@@ -151,16 +135,15 @@ def combine_theirs(model: Any, how: str, options: dict[str, Any]) -> Callable[[]
 
 def main() -> None:
     """Print the table."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--rounds", type=int, default=20)
+    parser = make_parser(__doc__, rounds=20)
     parser.add_argument("--slow-rounds", type=int, default=1, help="of peft's svd; 0 for none")
-    parser.add_argument("--threads", type=int, default=1)
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
-    model = build_base()
+    report = Report("combining 4 LoRA, hidden 768, 12 layers")
+    print(report.subject)
+    model = build_base(768, 12)
     adapters = make_adapters(model)
     modules, theirs = list_pairs(adapters), build_theirs(adapters)
-    print(f"{'':12} {'floor, ms':>10} {'ours / floor':>13} {'peft / floor':>13}")
     for how, (floor, extra) in FLOORS.items():
 
         def combine(how: str = how, extra: dict[str, Any] = extra) -> None:
@@ -174,13 +157,12 @@ def main() -> None:
         if not slow:
             steps["peft"] = combine_theirs(theirs, how, extra)
         with torch.no_grad():
-            found = measure(steps, options.rounds, 1)
+            found = measure(steps, options.rounds)
             if slow and options.slow_rounds:
                 step = combine_theirs(theirs, how, extra)
                 found["peft"] = time_slowly(step, options.slow_rounds)
-        shown = f"{found['peft'] / found['floor']:13.2f}" if "peft" in found else f"{'-':>13}"
-        ratio = found["ours"] / found["floor"]
-        print(f"{how:12} {found['floor'] * 1000:10.1f} {ratio:13.2f} {shown}", flush=True)
+        report.add(how, compare(found, "floor"), 2 if slow else 1.5)
+    report.write(options.json)
 
 
 def time_slowly(step: Callable[[], None], rounds: int) -> float:

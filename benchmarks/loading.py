@@ -29,7 +29,7 @@ from typing import Any
 
 import peft
 import torch
-from overhead import TARGETS, decode
+from bases import TARGETS, decode
 from safetensors.torch import load_file
 from transformers import LlamaConfig, LlamaForCausalLM, set_seed
 from transformers.utils import logging

@@ -25,13 +25,13 @@ from typing import Any
 
 import peft
 import torch
-from overhead import build_base, measure
+from bases import TARGETS, build_base, generate, prefill
+from measuring import measure
 from torch.utils.flop_counter import FlopCounterMode
 
 import hub
 
 VIRTUAL = 20
-TARGETS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 CAUSAL = {"task_type": "CAUSAL_LM"}
 
 # By our name: our options, and peft's configuration where it has the method.
@@ -95,29 +95,6 @@ def build_theirs(name: str) -> Any:
     return peft.get_peft_model(build_base(), make()).eval() if make is not None else None
 
 
-def generate(model: Any) -> Callable[[], None]:
-    """32 tokens after 32, greedy."""
-    ids = torch.arange(3, 35)[None]
-    settings = {"max_new_tokens": 32, "min_new_tokens": 32, "do_sample": False, "pad_token_id": 0}
-
-    def step() -> None:
-        with torch.no_grad():
-            model.generate(input_ids=ids, attention_mask=torch.ones_like(ids), **settings)
-
-    return step
-
-
-def forward(model: Any) -> Callable[[], None]:
-    """A batch of 8 rows of 128 tokens."""
-    ids = torch.randint(3, 2048, (8, 128), generator=torch.Generator().manual_seed(0))
-
-    def step() -> None:
-        with torch.no_grad():
-            model(input_ids=ids, use_cache=False)
-
-    return step
-
-
 def count_operations(step: Callable[[], None]) -> int:
     """Floating point operations of one step."""
     with FlopCounterMode(display=False) as counter:
@@ -132,7 +109,7 @@ def compare(name: str, rounds: int) -> dict[str, dict[str, float]]:
     if theirs is not None:
         models["peft"] = theirs
     found = {}
-    for what, make in (("generate", generate), ("batch", forward)):
+    for what, make in (("generate", generate), ("batch", prefill)):
         steps = {key: make(model) for key, model in models.items()}
         times = measure(steps, rounds, 1)
         ratios = {key: times[key] / times["bare"] for key in models if key != "bare"}

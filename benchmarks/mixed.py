@@ -13,51 +13,15 @@ take.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable
 from typing import Any
 
 import torch
+from bases import TARGETS, build_base, decode
 from measuring import Report, compare, make_parser, measure
-from transformers import DynamicCache, LlamaConfig, LlamaForCausalLM, set_seed
 
 import hub
 
 ROWS = 32
-TARGETS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
-Step = Callable[[], None]
-
-
-def build_base(hidden: int, layers: int) -> LlamaForCausalLM:
-    """The same weights each time."""
-    set_seed(0)
-    config = LlamaConfig(
-        hidden_size=hidden,
-        intermediate_size=hidden * 8 // 3,
-        num_hidden_layers=layers,
-        num_attention_heads=hidden // 64,
-        num_key_value_heads=hidden // 64,
-        vocab_size=2048,
-        max_position_embeddings=512,
-    )
-    return LlamaForCausalLM(config).eval()
-
-
-def decode(model: Any, before: Step | None = None, **more: Any) -> Step:
-    """One token for each row after 32 in the cache, which is cut back each time."""
-    cache = DynamicCache(config=model.config)
-    ids = torch.arange(3, 35).repeat(ROWS, 1)
-    with torch.inference_mode():
-        model(input_ids=ids, past_key_values=cache, use_cache=True, **more)
-    token = torch.full((ROWS, 1), 40)
-
-    def step() -> None:
-        if before is not None:
-            before()
-        with torch.inference_mode():
-            model(input_ids=token, past_key_values=cache, use_cache=True, **more)
-        cache.crop(-1)
-
-    return step
 
 
 def copy_shaken(like: hub.Adapter, seed: int) -> hub.Adapter:
@@ -128,15 +92,15 @@ def main() -> None:
         mixed = [row % k for row in range(ROWS)]
         for layout in [sorted(mixed)] if k == 1 else [sorted(mixed), mixed]:
             attachment.route(layout)
-            steps = {"bare": decode(bare), "ours": decode(model)}
+            steps = {"bare": decode(bare, ROWS), "ours": decode(model, ROWS)}
             if k == 1:
-                steps["one adapter"] = decode(single)
+                steps["one adapter"] = decode(single, ROWS)
             last = k == ROWS and layout is mixed
             if last:
-                steps["by hand"] = decode(hand)
+                steps["by hand"] = decode(hand, ROWS)
             if last and not options.no_peft:
                 wrapped = build_peft(build_base(*size))
-                steps["peft"] = decode(wrapped, adapter_names=list(map(str, mixed)))
+                steps["peft"] = decode(wrapped, ROWS, adapter_names=list(map(str, mixed)))
             found = measure(steps, options.rounds)
             order = "" if k == 1 else ", mixed" if layout is mixed else ", sorted"
             bar = (1.15 if options.hidden >= 768 else 1.4) if last else None
@@ -153,7 +117,7 @@ def main() -> None:
                 attachment.route(rows)
 
         attachment.route(rows)
-        steps = {"bare": decode(bare), "ours": decode(model, change)}
+        steps = {"bare": decode(bare, ROWS), "ours": decode(model, ROWS, change)}
         found = measure(steps, max(options.rounds // 4, 3), every)
         report.add(f"32 LoRA, a row changes every {every} tokens", compare(found, "bare"))
     report.write(options.json)
