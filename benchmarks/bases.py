@@ -43,7 +43,8 @@ def decode(model: Any, rows: int = 1, before: Step | None = None, **more: Any) -
             before()
         with torch.inference_mode():
             model(input_ids=token, past_key_values=cache, use_cache=True, **more)
-        cache.crop(-1)
+        if cache.get_seq_length():  # the adapters library's llama leaves it empty
+            cache.crop(-1)
 
     return step
 
