@@ -98,9 +98,15 @@ def check_conflicts(line: Part, fits: Mapping[Adapter, Fit]) -> None:
     """Raise AttachError where two adapters of one row bring a trained head, one acts inside
     another's, or leads a fuse and can't."""
     check_leaders(line, fits)
+    for adapter in list_answering(line):
+        if adapter.heads and not fits[adapter].heads:
+            raise AttachError(
+                f"{adapter.label} is here as a part of a fuse, without its trained head, and would "
+                "answer with it; detach, and attach both together"
+            )
     there = [fits[adapter] for adapter in list_adapters([line])]
     owners = [adapter.label for adapter in list_answering(line) if fits[adapter].heads]
-    silent = [fit.adapter.label for fit in there if fit.heads]
+    silent = [fit.adapter.label for fit in there if fit.adapter.heads]
     if len(owners) > 1:
         raise AttachError(
             f"{' and '.join(owners)} each bring a trained head, and a model answers with one; "

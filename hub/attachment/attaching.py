@@ -21,7 +21,7 @@ from hub.attachment.admission import (
 from hub.attachment.fitting import fit_adapter
 from hub.attachment.installing import Installation
 from hub.attachment.merging import Swap, merge_line, swap_weights
-from hub.attachment.routing import Routing, Rows, list_adapters, show
+from hub.attachment.routing import Routing, Rows, list_adapters, list_answering, show
 from hub.attachment.substitutes import announce_substitutes
 from hub.attachment.summary import Summary, summarize
 from hub.composition import Part
@@ -296,7 +296,15 @@ class Attachment:
         learners = choose_learners(new, trainable)
         self.notes += check_bases(new, self._model, allow_other_base)
         blueprints = self._installation.blueprints
-        fits = {a: fit_adapter(a, self._model, blueprints, learns=a in learners) for a in new}
+        answering = {adapter for line in lines for adapter in list_answering(line)}
+        fits = {
+            adapter: fit_adapter(
+                *(adapter, self._model, blueprints),
+                learns=adapter in learners,
+                answers=adapter in answering,
+            )
+            for adapter in new
+        }
         for line in lines:
             check_conflicts(line, {**there, **fits})
         self._installation.take(fits.values(), lines)

@@ -30,7 +30,7 @@ class Fit:
     """An adapter, ready for one model.
 
     built: the live modules at its sites, in the model's order, and what they share.
-    heads: the live head for each path where the adapter carries one.
+    heads: the live head for each path where the adapter carries one that answers.
     learns: whether its parameters are trained while attached.
     """
 
@@ -58,8 +58,18 @@ class Fit:
         }.values()
 
 
-def fit_adapter(adapter: Adapter, model: nn.Module, blueprints: Blueprints, *, learns: bool) -> Fit:
+def fit_adapter(
+    adapter: Adapter,
+    model: nn.Module,
+    blueprints: Blueprints,
+    *,
+    learns: bool,
+    answers: bool = True,
+) -> Fit:
     """Make the live modules of `adapter` for `model`, by its blueprints.
+
+    answers: whether a trained head of its own is to answer. One that is not, as that of a fuse's
+        part, is left out, and may be for another model.
 
     A learning adapter's own parameters are used, in float32, so that training changes the adapter.
     A serving one gets parameters of the precision of the module it acts on, that share the
@@ -70,14 +80,16 @@ def fit_adapter(adapter: Adapter, model: nn.Module, blueprints: Blueprints, *, l
     """
     method = installed_methods().get(adapter.method)
     blueprint = blueprints.find(method, adapter.config, adapter.heads)
-    heads = {path: copy_head(model, path).train(model.training) for path in adapter.heads}
+    carried = adapter.heads if answers else ()
+    heads = {path: copy_head(model, path).train(model.training) for path in carried}
     owners = [
         (path, *found)
         for path, head in heads.items()
         for found in walk_owners(f"{path}.", head, set())
     ]
     own = name_tensors((start, owner) for _, start, owner in owners)
-    check_names(adapter, blueprint.shapes | {name: tuple(t.shape) for name, t in own.items()})
+    expected = blueprint.shapes | {name: tuple(t.shape) for name, t in own.items()}
+    check_names(adapter, expected, () if answers else adapter.heads)
     built, made = blueprint.make(training=model.training)
     made += [(Piece.of(*owner), owner[2]) for owner in owners]
     path, place = "", find_place(model, "")
@@ -90,9 +102,14 @@ def fit_adapter(adapter: Adapter, model: nn.Module, blueprints: Blueprints, *, l
     return Fit(adapter, learns, built, heads)
 
 
-def check_names(adapter: Adapter, expected: Mapping[str, tuple[int, ...]]) -> None:
-    """Raise AttachError unless the adapter has exactly the tensors that the model calls for."""
+def check_names(
+    adapter: Adapter, expected: Mapping[str, tuple[int, ...]], left_out: tuple[str, ...] = ()
+) -> None:
+    """Raise AttachError unless the adapter has exactly the tensors that the model calls for,
+    apart from those in the heads that are left out."""
     found = adapter.tensors
+    if left_out:
+        found = {name: tensor for name, tensor in found.items() if not lies_in(name, left_out)}
     alike = found.keys() == expected.keys()
     if alike and all(found[name].shape == shape for name, shape in expected.items()):
         return

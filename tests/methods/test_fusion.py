@@ -444,6 +444,44 @@ def test_fuse_answers_with_its_own_head(classifier: Any) -> None:
     assert id(get_leader(fuse).tensors["classifier.weight"]) in learning
 
 
+def test_parts_may_be_of_other_tasks(classifier: Any) -> None:
+    """Of two classes, or a language model's, where the fuse tells three apart."""
+    two = build_tiny("bert", "classification", num_labels=2)
+    two.bert.load_state_dict(classifier.bert.state_dict())
+    parts = [make(seed=1, model=two), make(seed=2, model=classifier)]
+    fuse = fuse_parts(*parts, model=classifier)
+    with hub.attach(classifier, fuse, trainable=True) as attachment:
+        assert run(classifier).shape == (2, 3)
+        assert not any(name.startswith("head/") for name in list_modules(attachment, parts[0]))
+    with pytest.raises(AttachError, match=r"classifier\.weight \(2, 32\) instead of \(3, 32\)"):
+        hub.attach(classifier, parts[0])
+
+
+def list_modules(attachment: hub.Attachment, adapter: hub.Adapter) -> list[str]:
+    (container,) = [
+        child
+        for name, child in attachment._container.named_children()
+        if getattr(child, "adapter", None) is adapter
+    ]
+    return [name for name, _ in container.named_children()]
+
+
+def test_part_that_also_answers_alone_has_its_head(classifier: Any) -> None:
+    a, b = (make(seed=seed, model=classifier) for seed in (1, 2))
+    fuse = fuse_parts(a, b, model=classifier)
+    inputs = make_inputs(classifier, 2)
+    with hub.attach(classifier, hub.BatchSplit(a, fuse), rows=[1, 0], trainable=False):
+        found = run(classifier, **inputs)
+    for row, part in enumerate((fuse, a)):
+        with hub.attach(classifier, part, trainable=False):
+            torch.testing.assert_close(found[row], run(classifier, **inputs)[row])
+    with hub.attach(classifier, fuse, trainable=False) as attachment:
+        with pytest.raises(AttachError, match="houlsby is here as a part of a fuse, without its"):
+            attachment.add(a)
+        assert len(attachment.resident) == 1
+        torch.testing.assert_close(run(classifier, **inputs)[0], found[0])
+
+
 def test_heads_without_one_to_answer_and_two_that_would_are_refused(classifier: Any) -> None:
     parts = [make(seed=seed, model=classifier) for seed in (1, 2)]
     leader = get_leader(hub.Fuse.create(classifier, *parts))
