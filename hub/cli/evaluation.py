@@ -80,7 +80,7 @@ def evaluate_adapter(
                 registry.check_writable()  # before hours are spent
         label = version.reference if version is not None else reference
         parts = list_adapters(adapter)
-        template = template or find_template(parts, label)
+        template = template or find_template(adapter, label)
         read_examples(data, template)
         model, tokenizer = models.load_base_of(parts, label, base, quantize)
         evaluation = hub.evaluate(
@@ -117,20 +117,20 @@ def evaluate_adapter(
 
 
 def list_adapters(composition: Adapter | Operator) -> list[Adapter]:
-    """The adapters of what was loaded, each once."""
-    from hub.adapter import Adapter
+    """The adapters of what was loaded, each once, those first whose trained heads answer."""
+    from hub.attachment import routing
 
-    if isinstance(composition, Adapter):
-        return [composition]
-    return list(dict.fromkeys(x for x in composition.leaves() if isinstance(x, Adapter)))
+    there = [*routing.list_answering(composition), *routing.list_adapters([composition])]
+    return list(dict.fromkeys(there))
 
 
-def find_template(parts: Sequence[Adapter], label: str) -> str:
-    """The template that adapters were trained with. Raises DataError where that is none, or more
-    than one."""
-    trainings = [part.lineage.get("training") for part in parts]
-    said = {item.get("template") for item in trainings if isinstance(item, dict)}
-    templates = sorted(text for text in said if isinstance(text, str))
+def find_template(composition: Adapter | Operator, label: str) -> str:
+    """The template that adapters were trained with, of a fuse what leads it. Raises DataError where
+    that is none, or more than one."""
+    from hub.attachment import routing
+
+    answering = list_templates(routing.list_answering(composition))
+    templates = answering or list_templates(list_adapters(composition))
     if not templates:
         raise DataError(f"{label} does not say its template; give it with --template")
     if len(templates) > 1:
@@ -139,3 +139,10 @@ def find_template(parts: Sequence[Adapter], label: str) -> str:
             "and others; give one with --template"
         )
     return templates[0]
+
+
+def list_templates(parts: Sequence[Adapter]) -> list[str]:
+    """The templates that these say they were trained with."""
+    trainings = [part.lineage.get("training") for part in parts]
+    said = {item.get("template") for item in trainings if isinstance(item, dict)}
+    return sorted(text for text in said if isinstance(text, str))

@@ -169,6 +169,24 @@ def test_train_a_fusion_of_two_versions(
     assert read("eval both --data test.jsonl")["metrics"].keys() == {"perplexity"}
 
 
+def test_a_fuse_of_classifiers_may_be_for_a_task_of_other_classes(
+    run: Run, read: Callable[..., Any]
+) -> None:
+    rows = [{"words": f"a {word} film", "label": word} for word in ("dull", "fine", "cold")]
+    Path("three.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    for name in "ab":
+        run(f"{TRAIN} --method pfeiffer --name {name}")
+    read(
+        f"train --base bert --method fusion --within 'fuse(a, b; new)' --data three.jsonl {QUICK} "
+        "--template '{{ words }}|||{{ label }}' --name led"
+    )
+    led = hub.load("led")
+    assert isinstance(led, hub.Adapter)
+    assert led.lineage["labels"] == ["cold", "dull", "fine"]
+    run("compose 'fuse(a, b; led)' --name fused")
+    assert read("eval fused --data three.jsonl")["metrics"].keys() == {"accuracy"}
+
+
 def test_train_within_shows_where_and_takes_folders(parts: hub.Registry, run: Run) -> None:
     run("export de ./german")
     line = f"{LLAMA} --method lora --within 'average(./german, fr, new; 1, 1, 2)'"
