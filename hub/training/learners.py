@@ -96,7 +96,7 @@ def find_learners(model: nn.Module, composition: Composition, trainable: Trainab
     present = Attachment.of(model)
     active = present.active if present is not None else ()
     given = list_adapters([composition]) if isinstance(composition, Adapter | Operator) else []
-    tree = find_tree(composition, [*given, *active])
+    tree = find_tree(composition, given, active)
     for node in walk(tree):
         if isinstance(node, BatchSplit | Parallel):
             raise TrainError(
@@ -130,13 +130,15 @@ def find_learners(model: nn.Module, composition: Composition, trainable: Trainab
     return Learners(tuple(adapters), tree)
 
 
-def find_tree(composition: Composition, known: Sequence[Adapter]) -> Part:
-    """A composition with its references loaded, in the plain form that is attached: those that are
-    among `known` are these. Raises what `load` raises."""
-    named = {adapter.reference: adapter for adapter in known if adapter.reference is not None}
+def find_tree(
+    composition: Composition, given: Sequence[Adapter], active: Sequence[Adapter]
+) -> Part:
+    """A composition with its references loaded, in the plain form that is attached; a reference of
+    an `active` adapter means that one. Raises what `load` raises."""
+    named = {adapter.reference: adapter for adapter in active if adapter.reference is not None}
 
     def find(leaf: Leaf) -> Leaf:
-        if not isinstance(leaf, Adapter) or leaf in known:
+        if not isinstance(leaf, Adapter) or leaf in given:
             return leaf
         return named.get(leaf.reference or "", leaf)
 
@@ -156,7 +158,7 @@ def check_present(present: Attachment, tree: Part) -> None:
     if tree in lines or (isinstance(tree, Adapter) and tree in present.active):
         return
     if isinstance(tree, Adapter):
-        names = ", ".join(adapter.label for adapter in present.active)
+        names = ", ".join(adapter.label for adapter in present.active) or "nothing that acts"
         raise TrainError(
             f"the model carries {names}, not this adapter; detach first, or attach it with them"
         )

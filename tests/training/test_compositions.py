@@ -120,6 +120,16 @@ def test_what_learns_sees_what_is_below_it(registry: hub.Registry) -> None:
     assert train(alone).losses[0] != train(hub.Stack("de", above)).losses[0]
 
 
+def test_reference_beside_the_adapter_that_it_names_is_the_version() -> None:
+    registry, adapter = hub.Registry(), make()
+    registry.add(adapter, name="de")
+    start = copy_tensors(adapter)
+    train(hub.Stack("de@1", adapter))
+    assert not is_as(adapter, start)
+    assert adapter.lineage["training"]["within"] == "stack(de@1, <lora>)"
+    assert is_as(hub.load("de@1"), start)  # type: ignore[arg-type]
+
+
 def test_trainable_names_what_learns() -> None:
     one, two, three = make(seed=1), make("houlsby"), make(seed=2)
     starts = [copy_tensors(part) for part in (one, two, three)]
@@ -430,6 +440,10 @@ def test_attached_model_that_carries_something_else_is_refused(registry: hub.Reg
         pytest.raises(TrainError, match="would learn"),
     ):
         train(hub.Stack("de", two), model=model)
+    with hub.attach(model, one) as attachment:
+        attachment.route([None])
+        with pytest.raises(TrainError, match="carries nothing that acts, not this adapter"):
+            train(one, model=model)
     with hub.attach(model, one) as attachment:
         attachment.merge()
         with pytest.raises(TrainError, match="are merged; call unmerge"):
