@@ -110,6 +110,7 @@ class TestFull(Contract):
 
 class TestDiff(Contract):
     method = "diff"
+    options = {"density": 0.5}  # so that something is left of every weight
     models = ("llama", "gpt2", "bert/classification")
     inert = {**KEY_BIAS, r".*\.(gate|group)$": "most gates are open, which has no slope"}
     shake = 0.001  # gates move 500 times as fast as weights
