@@ -73,10 +73,7 @@ class Adapter:
     ) -> None:
         self.method = method
         self.config = config
-        self.tensors = {
-            name: t if isinstance(t, nn.Parameter) else as_parameter(t)
-            for name, t in tensors.items()
-        }
+        self.tensors = {name: as_parameter(tensor) for name, tensor in tensors.items()}
         self.heads = heads
         self.base = base
         self.task_type = task_type
@@ -261,6 +258,9 @@ def find_saved_heads(
 
 
 def as_parameter(tensor: torch.Tensor) -> nn.Parameter:
+    """The same as a parameter, itself where it is one."""
+    if type(tensor) is not torch.Tensor and isinstance(tensor, nn.Parameter):
+        return tensor
     return nn.Parameter(tensor, requires_grad=tensor.is_floating_point())
 
 

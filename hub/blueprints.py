@@ -10,9 +10,9 @@ import dataclasses
 import enum
 import types
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import nn
@@ -22,6 +22,7 @@ from hub.building import Hollow, Modules, build_modules
 from hub.sites import Site
 
 KEPT = 8
+T = TypeVar("T")
 CONTAINERS = (dict, OrderedDict, list, set)
 TABLES = ("_parameters", "_buffers", "_modules")
 CONSTANTS: tuple[type, ...] = (
@@ -36,14 +37,15 @@ class Piece:
 
     path: that of its site; empty where it is shared.
     parameters, buffers: their names, each with the name that the adapter has it by.
-    containers: the attributes that a copy must have for itself.
+    empty, filled: the attributes that a copy must have for itself, most of them torch's own.
     """
 
     path: str
     module: nn.Module
     parameters: tuple[tuple[str, str], ...]
     buffers: tuple[tuple[str, str], ...]
-    containers: tuple[str, ...]
+    empty: tuple[tuple[str, type], ...]
+    filled: tuple[str, ...]
 
     @classmethod
     def of(cls, path: str, start: str, module: nn.Module) -> Piece:
@@ -52,8 +54,10 @@ class Piece:
             tuple((name, start + name) for name, tensor in table.items() if tensor is not None)
             for table in (module._parameters, module._buffers)
         )
-        containers = (name for name, value in vars(module).items() if type(value) in CONTAINERS)
-        return cls(path, module, parameters, buffers, tuple(containers))
+        held = {name: value for name, value in vars(module).items() if type(value) in CONTAINERS}
+        empty = tuple((name, type(value)) for name, value in held.items() if not value)
+        filled = tuple(name for name, value in held.items() if value)
+        return cls(path, module, parameters, buffers, empty, filled)
 
     def copy(self) -> nn.Module:
         """A module like it, with the same tensors and children."""
@@ -61,7 +65,9 @@ class Piece:
         twin: nn.Module = kind.__new__(kind)
         table, own = vars(twin), vars(self.module)
         table.update(own)
-        for name in self.containers:
+        for name, container in self.empty:
+            table[name] = container()
+        for name in self.filled:
             table[name] = own[name].copy()
         return twin
 
@@ -79,8 +85,17 @@ class Blueprint:
         self.shapes = {name: tuple(t.shape) for name, t in self.built.tensors().items()}
         self.pieces = [Piece.of(*found) for found in self.built.walk()]
         self.training = True
+        self._answers: dict[Any, dict[Site, Any]] = {}
         modules = [piece.module for piece in self.pieces]
         self.copied = len(set(modules)) == len(modules) and all(map(is_plain, modules))
+
+    def ask(self, question: Callable[[Site, nn.Module], T]) -> Mapping[Site, T]:
+        """The answer to a question about each site's module. It is asked once: what a module is,
+        apart from its values, its copies are too."""
+        if question not in self._answers:
+            answers = {site: question(site, module) for site, module in self.built.sites.items()}
+            self._answers[question] = answers
+        return self._answers[question]
 
     def make(self, *, training: bool) -> tuple[Modules, list[tuple[Piece, nn.Module]]]:
         """Modules that are nobody else's, without values; and each of them with its piece."""

@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from hub.adapter import Adapter, lies_in
-from hub.attachment.nodes import changes_input, changes_output, extends
+from hub.attachment.nodes import Kind, changes_input, changes_output, extends
 from hub.bases import Base
 from hub.blueprints import Blueprint, Blueprints, Piece
 from hub.building import Modules, name_tensors, walk_owners
@@ -30,6 +30,7 @@ class Fit:
     """An adapter, ready for one model.
 
     built: the live modules at its sites, in the model's order, and what they share.
+    kinds: what the module at each site does there.
     heads: the live head for each path where the adapter carries one that answers.
     learns: whether its parameters are trained while attached.
     """
@@ -37,6 +38,7 @@ class Fit:
     adapter: Adapter
     learns: bool
     built: Modules
+    kinds: Mapping[Site, Kind]
     heads: dict[str, nn.Module]
 
     @property
@@ -96,10 +98,11 @@ def fit_adapter(
     for piece, module in made:
         if piece.path != path:
             path, place = piece.path, find_place(model, piece.path)
-        fill_module(module, piece, adapter, place, learns=learns)
+        if piece.parameters or piece.buffers:
+            fill_module(module, piece, adapter, place, learns=learns)
     for site, module in built.sites.items():
         method.bind(module, site, Base(model, site.owner, site.part))
-    return Fit(adapter, learns, built, heads)
+    return Fit(adapter, learns, built, blueprint.ask(Kind.of), heads)
 
 
 def check_names(

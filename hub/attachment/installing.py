@@ -58,7 +58,7 @@ class Installation:
         """Let adapters be there, which act when a table says so. Raises AttachError where one of
         `lines`, which they are to act in, has no meaning."""
         fits = list(fits)
-        touched: dict[Place, None] = {}
+        new: dict[Place, None] = {}
         for fit in fits:
             self.fits[fit.adapter] = fit
             for site, module in fit.sites.items():
@@ -66,8 +66,8 @@ class Installation:
                 if place is None:
                     ruler = self.fronts.find_ruler(site)
                     place = self._places[site] = Place(self.model, site, self.switch, ruler)
-                place.add(fit.adapter, module)
-                touched[place] = None
+                if place.add(fit.adapter, module, fit.kinds[site]):
+                    new[place] = None
             for path in fit.heads:
                 self._heads.setdefault(path, HeadHook(self.switch, path))
         for line in lines:
@@ -75,7 +75,7 @@ class Installation:
             self._prepare(Table((line,)))
         if self._hung:
             self._show(fits)
-            self._hang(touched)
+            self._hang(new)
 
     def forget(self, lines: Iterable[Part]) -> None:
         """Let these no more be ready to act."""
@@ -242,12 +242,13 @@ def collect_modules(fit: Fit) -> nn.Module:
     """An adapter's live modules under one, named by their kind of site and path."""
     container = nn.Module()
     vars(container)["adapter"] = fit.adapter
+    children = container._modules
     if fit.built.shared is not None:
-        container.add_module("shared", fit.built.shared)
+        children["shared"] = fit.built.shared
     for site, module in fit.sites.items():
-        container.add_module(f"{site.kind}/{escape(site.path, '/')}", module)
+        children[f"{site.kind}/{escape(site.path, '/')}"] = module
     for path, head in fit.heads.items():
-        container.add_module(f"head/{escape(path, '/')}", head)
+        children[f"head/{escape(path, '/')}"] = head
     return container
 
 

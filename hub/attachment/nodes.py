@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -176,6 +176,24 @@ class FuseNode(Node):
             y, [run_after(chain, x, y, given) for chain in self.chains]
         )
         return fused
+
+
+class Kind(NamedTuple):
+    """What a method's module does at a site: whether it puts virtual positions in front, and where
+    it does not, whether it changes what goes in, and what comes out, and reads the stream."""
+
+    extends: bool
+    inputs: bool
+    outputs: bool
+    streams: bool
+
+    @classmethod
+    def of(cls, site: Site, module: nn.Module) -> Kind:
+        """That of a module at a site."""
+        if extends(module):
+            return cls(True, False, False, False)
+        streams = site.stream is not None and reads_stream(module)
+        return cls(False, changes_input(module), changes_output(module), streams)
 
 
 def run_before(chain: Chain, x: Tensor, given: Slice = WHOLE) -> Tensor:

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable
-from typing import Any
 
 from torch import nn
 
@@ -12,7 +10,7 @@ from hub.adapter import Adapter
 from hub.attachment.chains import Here, build_chain, lay_table
 from hub.attachment.effects import Hung, Switch, hang_effects
 from hub.attachment.frames import Ruler
-from hub.attachment.nodes import Chain, changes_input, changes_output, extends, reads_stream
+from hub.attachment.nodes import Chain, Kind, changes_input, changes_output, extends
 from hub.attachment.routing import Table
 from hub.composition import Part
 from hub.sites import Site
@@ -35,31 +33,36 @@ class Place:
         self.inner: Chain = ()
         self.outer: Chain = ()
         self._chains: dict[Part, Chain] = {}
-        self._counts = Counter[Callable[[Any], bool]]()
+        self._kinds: dict[Adapter, Kind] = {}
+        self._counts: Counter[Kind] = Counter()
         self._hung: Hung | None = None
         self._wanted = (False, False, False)
 
     @property
     def extends(self) -> bool:
         """Whether something here puts virtual positions in front."""
-        return self._counts[extends] > 0
+        return any(kind.extends for kind in self._counts)
 
     @property
     def changes_output(self) -> bool:
         """Whether something here changes what comes out."""
-        return self._counts[changes_output] > 0
+        return any(kind.outputs for kind in self._counts)
 
-    def add(self, adapter: Adapter, module: nn.Module) -> None:
-        """Let an adapter act here."""
+    def add(self, adapter: Adapter, module: nn.Module, kind: Kind) -> bool:
+        """Let an adapter act here; whether no other that is here is of this kind."""
         self.modules[adapter] = module
         self.methods[module] = adapter.method
-        self._counts.update(self._list_kinds(module))
+        self._kinds[adapter] = kind
+        self._counts[kind] += 1
+        return self._counts[kind] == 1
 
     def remove(self, adapter: Adapter) -> None:
         """Let an adapter be gone."""
-        module = self.modules.pop(adapter)
-        del self.methods[module]
-        self._counts.subtract(self._list_kinds(module))
+        del self.methods[self.modules.pop(adapter)]
+        kind = self._kinds.pop(adapter)
+        self._counts[kind] -= 1
+        if not self._counts[kind]:
+            del self._counts[kind]
 
     def forget(self, line: Part) -> None:
         """Let a line no more be ready to act."""
@@ -76,6 +79,10 @@ class Place:
 
     def prepare(self, table: Table) -> tuple[Chain, Chain]:
         """What is to change the input and the output for a table. Raises AttachError."""
+        line = table.lines[0]
+        if table.rows is None and isinstance(line, Adapter):  # of which there may be hundreds
+            kind, alone = self._kinds[line], (self.modules[line],)
+            return alone if kind.inputs else (), alone if kind.outputs else ()
         chains = [self.chain(line) for line in table.lines]
         if self.extends:
             chains = [tuple(m for m in chain if not extends(m)) for chain in chains]
@@ -93,8 +100,12 @@ class Place:
         """Hang the hooks that the modules call for; whether any were missing."""
         if self.site.kind not in ("projection", "branch", "norm") or self.site.expert is not None:
             return False
-        counts = self._counts
-        wanted = counts[changes_input] > 0, counts[changes_output] > 0, counts[reads_stream] > 0
+        kinds = list(self._counts)
+        wanted = (
+            any(kind.inputs for kind in kinds),
+            any(kind.outputs for kind in kinds),
+            any(kind.streams for kind in kinds),
+        )
         if wanted == self._wanted and self._hung is not None:
             return False
         self.unhang()
@@ -108,15 +119,3 @@ class Place:
         if self._hung is not None:
             self._hung.remove()
         self._hung = None
-
-    def _list_kinds(self, module: nn.Module) -> list[Callable[[Any], bool]]:
-        """What of this holds for a module: that it changes the input, or the output, reads the
-        stream, or puts virtual positions in front."""
-        if extends(module):
-            return [extends]
-        kinds: list[Callable[[Any], bool]] = [
-            kind for kind in (changes_input, changes_output) if kind(module)
-        ]
-        if self.site.stream is not None and reads_stream(module):
-            kinds.append(reads_stream)
-        return kinds
