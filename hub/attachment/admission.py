@@ -83,11 +83,16 @@ def check_bases(
 
 
 def check_leaders(line: Part, fits: Mapping[Adapter, Fit]) -> None:
-    """Raise AttachError where what leads a fuse holds no attention."""
-    for node in walk(line):
-        if not isinstance(node, Fuse) or not isinstance(node.by, Adapter):
-            continue
-        if not any(hasattr(module, "fuse") for module in fits[node.by].sites.values()):
+    """Raise AttachError where what leads a fuse holds no attention, or what does leads none."""
+    operators = [node for node in walk(line) if isinstance(node, Operator)]
+    for part in (line, *(part for node in operators for part in node.parts)):
+        if isinstance(part, Adapter) and fits[part].leads:
+            raise AttachError(
+                f"{part.label} chooses among what others give and does nothing alone; attach it as "
+                "hub.Fuse(a, b, by=...)"
+            )
+    for node in operators:
+        if isinstance(node, Fuse) and isinstance(node.by, Adapter) and not fits[node.by].leads:
             raise AttachError(
                 f"{node.by.label} is {node.by.method} and leads no fuse; make one with "
                 "hub.Fuse.create(model, a, b)"
@@ -96,7 +101,7 @@ def check_leaders(line: Part, fits: Mapping[Adapter, Fit]) -> None:
 
 def check_conflicts(line: Part, fits: Mapping[Adapter, Fit]) -> None:
     """Raise AttachError where two adapters of one row bring a trained head, one acts inside
-    another's, or leads a fuse and can't."""
+    another's, or leads a fuse and can't, or can do nothing else."""
     check_leaders(line, fits)
     for adapter in list_answering(line):
         if adapter.heads and not fits[adapter].heads:

@@ -41,11 +41,6 @@ def build_chain(tree: Part, here: Here) -> Chain:
     """
     if not isinstance(tree, Operator):
         module = here.modules.get(tree) if isinstance(tree, Adapter) else None
-        if isinstance(tree, Adapter) and hasattr(module, "fuse"):
-            raise AttachError(
-                f"{tree.label} chooses among what others give and does nothing alone; attach it as "
-                "hub.Fuse(a, b, by=...)"
-            )
         return () if module is None else (module,)
     chains = [build_chain(part, here) for part in tree.parts]
     if isinstance(tree, Fuse):

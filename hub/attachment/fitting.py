@@ -46,6 +46,11 @@ class Fit:
         """The live module at each site."""
         return self.built.sites
 
+    @property
+    def leads(self) -> bool:
+        """Whether it chooses among what the parts of a fuse give, which it does at all sites."""
+        return hasattr(next(iter(self.sites.values()), None), "fuse")
+
     def owners(self) -> Iterator[tuple[str, nn.Module]]:
         """Every live module that may hold tensors, and what their names begin with."""
         yield from self.built.owners()

@@ -217,6 +217,14 @@ def test_operators_in_a_fuse_and_a_fuse_in_operators_are_their_equations() -> No
     torch.testing.assert_close(run_with(hub.Stack(outer, c)), run(model), rtol=1e-4, atol=1e-5)
 
 
+def test_fuse_of_a_fuse_acts_where_its_parts_do() -> None:
+    part = make("ia3")
+    inner = hub.Fuse.create(LLAMA, part)
+    outer = hub.Fuse.create(LLAMA, inner, part)
+    assert get_leader(outer).config.sites == get_leader(inner).config.sites
+    torch.testing.assert_close(run_with(outer), run_with(part), rtol=1e-4, atol=1e-5)
+
+
 def test_rows_with_a_fuse_equal_their_own_runs() -> None:
     a, b, c = make(), make("lora", 2), make(seed=3)
     one, two = fuse_parts(a, b), fuse_parts(a, c, seed=5)
