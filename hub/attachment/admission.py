@@ -13,7 +13,7 @@ from torch import nn
 from hub.adapter import Adapter, lies_in
 from hub.attachment.fitting import Fit
 from hub.attachment.routing import list_adapters, list_answering
-from hub.composition import Fuse, Leaf, Operator, Part, replace_leaves, walk
+from hub.composition import Fuse, Leaf, Operator, Part, check_part, replace_leaves, walk
 from hub.errors import AttachError
 from hub.identity import verify_base
 from hub.references import load
@@ -24,12 +24,12 @@ Composition = Adapter | str | Path | Operator
 Trainable = bool | Adapter | str | Iterable[Adapter | str] | None
 
 
-def resolve_composition(composition: Any, known: Mapping[str, Adapter] | None = None) -> Part:
+def resolve_composition(composition: Any, loaded: dict[str, Part] | None = None) -> Part:
     """The composition with every reference loaded, each once. Raises AttachError.
 
-    known: adapters that are there already, by their reference.
+    loaded: what is there already, by the reference that it was loaded by; it grows.
     """
-    loaded: dict[str, Part] = dict(known or {})
+    loaded = {} if loaded is None else loaded
 
     def resolve(leaf: Leaf) -> Part:
         if not isinstance(leaf, str):
@@ -39,7 +39,7 @@ def resolve_composition(composition: Any, known: Mapping[str, Adapter] | None = 
         return loaded[leaf]
 
     if isinstance(composition, Path):
-        composition = load(composition)
+        composition = check_part("composition", composition)
     if not isinstance(composition, Adapter | str | Operator):
         raise AttachError(
             f"a {type(composition).__name__} can't be attached; give an adapter, a reference such "

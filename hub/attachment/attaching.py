@@ -68,7 +68,7 @@ def attach(
         )
     attachment = Attachment(model)
     try:
-        attachment._begin(resolve_composition(composition), rows, trainable, allow_other_base)
+        attachment._begin(composition, rows, trainable, allow_other_base)
     except BaseException:
         attachment.detach()
         raise
@@ -86,6 +86,7 @@ class Attachment:
         self._model = model
         self._container = Container(self)
         self._installation = Installation(model, self._container)
+        self._loaded: dict[str, Part] = {}
         self._routing = Routing(None)
         self._handles: list[RemovableHandle] = []
         self._flags: list[tuple[nn.Parameter, bool]] = []
@@ -130,14 +131,15 @@ class Attachment:
         """
         self._check_attached("add to it")
         self._refuse_when_merged("add to them")
-        known = {adapter.label: adapter for adapter in self._installation.fits}
-        resolved = resolve_composition(composition, known)
-        number = self._routing.add(resolved)
+        loaded = dict(self._loaded)
+        number = self._routing.add(resolve_composition(composition, loaded))
         try:
             self._take([number], trainable, allow_other_base)
         except BaseException:
             self._remove(number)
             raise
+        self._loaded.update(loaded)
+        self._prepare()
         return number
 
     def remove(self, part: int | Part) -> None:
@@ -273,17 +275,16 @@ class Attachment:
         return f"<Attachment of {', '.join(map(show, self._routing.routes.values()))}, {state}>"
 
     def _begin(
-        self, composition: Part, rows: Rows, trainable: Trainable, allow_other_base: bool
+        self, composition: Composition, rows: Rows, trainable: Trainable, allow_other_base: bool
     ) -> None:
         """Put the first composition on. Raises AttachError and BaseMismatch."""
-        self._routing = Routing(composition)
+        self._routing = Routing(resolve_composition(composition, self._loaded), self._loaded)
         table = self._routing.lay(rows)
         self._take(list(self._routing.routes), trainable, allow_other_base)
         self._flags = [(p, p.requires_grad) for p in self._model.parameters()]
         for parameter, _ in self._flags:
             parameter.requires_grad_(False)
-        if any(fit.learns for fit in self._installation.fits.values()):
-            self._prepared = prepare_training(self._model)
+        self._prepare()
         self._installation.hang()
         self._installation.lay(table)
 
@@ -294,7 +295,7 @@ class Attachment:
         lines = [line for number in numbers for line in self._routing.lines[number]]
         new = [adapter for adapter in list_adapters(lines) if adapter not in there]
         learners = choose_learners(new, trainable)
-        self.notes += check_bases(new, self._model, allow_other_base)
+        notes = check_bases(new, self._model, allow_other_base)
         blueprints = self._installation.blueprints
         answering = {adapter for line in lines for adapter in list_answering(line)}
         fits = {
@@ -308,6 +309,12 @@ class Attachment:
         for line in lines:
             check_conflicts(line, {**there, **fits})
         self._installation.take(fits.values(), lines)
+        self.notes += notes
+
+    def _prepare(self) -> None:
+        """Let the base be one that something on it can learn."""
+        if not self._prepared and any(fit.learns for fit in self._installation.fits.values()):
+            self._prepared = prepare_training(self._model)
 
     def _remove(self, number: int) -> None:
         """Take a route out, and the adapters that no other has."""
@@ -319,6 +326,9 @@ class Attachment:
         for adapter in list_adapters(gone):
             if adapter not in kept and adapter in self._installation.fits:
                 self._installation.drop(adapter)
+        for reference, part in list(self._loaded.items()):
+            if not self._installation.fits.keys() >= {*list_adapters([part])}:
+                del self._loaded[reference]  # what comes back is read anew
 
     def _check_attached(self, what: str) -> None:
         if not self._attached:

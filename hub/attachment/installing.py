@@ -52,6 +52,7 @@ class Installation:
         self._expert_handles: list[RemovableHandle] = []
         self._handles: list[RemovableHandle] = []
         self._ruled = False
+        self._asked = False
         self._hung = False
 
     def take(self, fits: Iterable[Fit], lines: Iterable[Part]) -> None:
@@ -105,13 +106,11 @@ class Installation:
         self._handles.append(
             self.model.register_forward_pre_hook(repeater, with_kwargs=True, prepend=True)
         )
-        if any(fit.learns for fit in self.fits.values()):
-            self._handles += ask_gradients(self.model)
         self._handles.append(self.model.register_forward_hook(CheckpointGuard(self.switch)))
 
     def unhang(self) -> None:
         """Take the hooks and the live modules out of the model."""
-        self._hung = False
+        self._hung = self._asked = False
         for handle in (*self._handles, *self._expert_handles):
             handle.remove()
         self._handles, self._expert_handles, self._experts = [], [], {}
@@ -185,6 +184,10 @@ class Installation:
                 module = self.model.get_submodule(path)
                 self._handles.append(module.register_forward_hook(hook, with_kwargs=True))
                 hook.hung = changed = True
+        if not self._asked and any(fit.learns for fit in self.fits.values()):
+            asking = ask_gradients(self.model)
+            self._handles += asking
+            self._asked, changed = True, changed or bool(asking)
         if changed:
             forget_compiled()
 

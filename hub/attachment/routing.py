@@ -9,7 +9,8 @@ stack(c, a) and stack(c, b), and two of them side by side have a route for each 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable, Sequence
+import operator
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -42,10 +43,14 @@ class Table:
 
 class Routing:
     """The routes of an attachment by their numbers. A number stays what it is until the route is
-    taken out; a route that comes in gets the lowest number that is free."""
+    taken out; a route that comes in gets the lowest number that is free.
 
-    def __init__(self, composition: Part) -> None:
+    loaded: what was loaded for a reference, by that.
+    """
+
+    def __init__(self, composition: Part, loaded: Mapping[str, Part] | None = None) -> None:
         self.routes: dict[int, Part] = dict(enumerate(expand(composition, BatchSplit)))
+        self.loaded = {} if loaded is None else loaded
         self.splits = any(isinstance(node, BatchSplit) for node in walk(composition))
         self.lines = {number: list_copies(route) for number, route in self.routes.items()}
 
@@ -68,16 +73,23 @@ class Routing:
     def find(self, wanted: int | Part) -> int | None:
         """The number of a route, which is given so, or as what it is; None for the bare base.
         Raises AttachError."""
-        if isinstance(wanted, int) and not isinstance(wanted, bool):
-            if wanted in self.routes:
-                return wanted
-        elif wanted is None:
+        if wanted is None:
             return None
-        else:
+        if hasattr(wanted, "__index__") and not isinstance(wanted, bool):
+            if operator.index(wanted) in self.routes:
+                return operator.index(wanted)
+        elif isinstance(wanted, str | Adapter | Operator):
+            meant = self.loaded.get(wanted, wanted) if isinstance(wanted, str) else wanted
             for number, route in self.routes.items():
-                known = isinstance(route, Adapter) and route.label == wanted
-                if known or route == wanted or repr(route) == wanted:
+                if route == meant:
                     return number
+            named = [n for n, route in self.routes.items() if wanted in read_names(route)]
+            if len(named) == 1:
+                return named[0]
+            if named:
+                raise AttachError(
+                    f"{wanted!r} may be any of {', '.join(map(str, named))}; route by number"
+                )
         there = ", ".join(f"{number} {show(route)}" for number, route in self.routes.items())
         raise AttachError(f"no part {show(wanted)} is here to route to; there are {there}")
 
@@ -95,11 +107,7 @@ class Routing:
         wanted = rows.tolist() if hasattr(rows, "tolist") else list(rows)
         if not wanted:
             raise AttachError("rows is empty; give each row's part, such as [0, 1, None]")
-        known: dict[Any, int | None] = {}
-        for item in wanted:
-            if item not in known:
-                known[item] = self.find(item)
-        return self._fill([known[item] for item in wanted], len(wanted))
+        return self._fill([self.find(item) for item in wanted], len(wanted))
 
     def _fill(self, numbers: Sequence[int | None], count: int | None) -> Table:
         bare: tuple[Part, ...] = (None,)
@@ -177,6 +185,13 @@ def list_answering(line: Part) -> list[Adapter]:
     if isinstance(line, Operator):
         return list(dict.fromkeys(a for part in line.parts for a in list_answering(part)))
     return list_adapters([line])
+
+
+def read_names(part: Part) -> tuple[str, ...]:
+    """What a part is called."""
+    if isinstance(part, Adapter):
+        return (part.label,)
+    return (repr(part),) if isinstance(part, Operator) else ()
 
 
 def show(part: Any) -> str:
