@@ -1,63 +1,48 @@
 """What loading and switching adapters cost with 0, 10 and 100 there: ours and peft's.
 
-    python benchmarks/loading.py [--rounds 30] [--slow-rounds 5] [--threads 2] [--sizes 768 256]
+    python benchmarks/loading.py [--rounds 30] [--threads 2] [--hidden 768 256]
 
 LoRA r=8 on all linears of a llama in float32, from a folder, as the user types it.
 
-load: until the adapter is checked and ready to be routed to, `attachment.add(hub.load(folder))`;
-with none there also `hub.attach(model, hub.load(folder))`, which readies the model too. peft's
-`from_pretrained` for the first and `load_adapter` for the others check nothing. The floor reads the
-file and hashes it: `load_file` and the sha256 of its bytes. Floor, ours and peft's run in turn in
-one process, and the medians are divided. What was loaded is taken off again, off the clock.
+Loading: until the adapter is checked and ready to be routed to, `attachment.add(hub.load(folder))`;
+peft's `from_pretrained` for the first and `load_adapter` for the others check nothing. The floor
+reads the file and hashes it: `load_file` and the sha256 of its bytes. Beside them what
+`hub.attach(model, hub.load(folder))` costs, which readies the model too. Floor, ours and peft's run
+in turn in one process, and the medians are divided. What was loaded is taken off again, off the
+clock.
 
-switch: among 100, `attachment.route(k)` and `set_adapter(name)`, over one forward of the bare base
-on one token with 32 in the cache. The first column is the call alone, the second the call and what
-the forward after it takes longer than one that nothing came before.
+Switching: among 100, `attachment.route(k)` and `set_adapter(name)`, over one forward of the bare
+base on one token with 32 in the cache: the call alone, and with it what the forward that follows
+takes longer than one that nothing came before.
 """
 
 from __future__ import annotations
 
-import argparse
 import gc
 import hashlib
+import itertools
 import statistics
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import peft
 import torch
-from bases import TARGETS, decode
+from bases import TARGETS, build_base, decode
+from measuring import Report, compare, make_parser
 from safetensors.torch import load_file
-from transformers import LlamaConfig, LlamaForCausalLM, set_seed
-from transformers.utils import logging
 
 import hub
 
-SIZES = {768: (2048, 12, 12, 8192), 256: (688, 4, 8, 2048)}
+LAYERS = {768: 12, 256: 4}
 COUNTS = (0, 10, 100)
 TENSORS = "adapter_model.safetensors"
 
 Step = Callable[[], object]
 Timed = tuple[Step, Step]
 """What is timed, and what follows off the clock."""
-
-
-def build_base(hidden: int) -> LlamaForCausalLM:
-    """A llama of this width, the same weights each time."""
-    set_seed(0)
-    inner, layers, heads, words = SIZES[hidden]
-    config = LlamaConfig(
-        hidden_size=hidden,
-        intermediate_size=inner,
-        num_hidden_layers=layers,
-        num_attention_heads=heads,
-        vocab_size=words,
-        max_position_embeddings=512,
-    )
-    return LlamaForCausalLM(config).eval()
 
 
 def write_folders(model: Any, place: Path, count: int) -> list[str]:
@@ -72,10 +57,10 @@ def write_folders(model: Any, place: Path, count: int) -> list[str]:
     return folders
 
 
-def read_plainly(folder: str) -> Step:
+def read_plainly(folder: str) -> Timed:
     """The floor."""
     path = Path(folder, TENSORS)
-    return lambda: (load_file(path), hashlib.sha256(path.read_bytes()).hexdigest())
+    return lambda: (load_file(path), hashlib.sha256(path.read_bytes()).hexdigest()), lambda: None
 
 
 def load_ours(attachment: hub.Attachment, folder: str) -> Timed:
@@ -98,10 +83,7 @@ def attach_ours(model: Any, folder: str) -> Timed:
 
 def load_theirs(model: Any, folder: str) -> Timed:
     """One more on a PeftModel."""
-    return (
-        lambda: model.load_adapter(folder, "new"),
-        lambda: model.delete_adapter("new"),
-    )
+    return lambda: model.load_adapter(folder, "new"), lambda: model.delete_adapter("new")
 
 
 def attach_theirs(model: Any, folder: str) -> Timed:
@@ -113,18 +95,17 @@ def attach_theirs(model: Any, folder: str) -> Timed:
     )
 
 
-def measure(steps: dict[str, Timed], rounds: dict[str, int]) -> dict[str, float]:
-    """The median seconds of each, run in turn; `rounds` says how often each is."""
+def measure_apart(steps: dict[str, Timed], rounds: int) -> dict[str, float]:
+    """The median seconds of each, run in turn; of peft's in every sixth round."""
     times: dict[str, list[float]] = {name: [] for name in steps}
     for step, after in steps.values():
         step()
         after()
     gc.collect()
     gc.disable()
-    most = max(rounds.values())
-    for round_ in range(most):
+    for round_ in range(rounds):
         for name, (step, after) in steps.items():
-            if round_ * rounds[name] // most == (round_ + 1) * rounds[name] // most:
+            if name == "peft" and round_ % 6:
                 continue
             begin = time.perf_counter()
             step()
@@ -134,98 +115,85 @@ def measure(steps: dict[str, Timed], rounds: dict[str, int]) -> dict[str, float]
     return {name: statistics.median(values) for name, values in times.items()}
 
 
-def compare_loads(
-    hidden: int, folders: list[str], rounds: int, slow: int
-) -> Iterator[tuple[int, dict[str, float]]]:
-    """The medians with each number of adapters there; leaves the last number there."""
-    *others, new = folders
-    bare, bare_theirs = build_base(hidden), build_base(hidden)
-    each = {"floor": rounds, "ours": rounds, "attach": rounds, "peft": slow}
-    model, theirs = build_base(hidden), build_base(hidden)
-    attachment = hub.attach(model, hub.Stack(None))
-    wrapped: Any = None
-    for there, count in zip((0, *COUNTS), COUNTS, strict=False):
-        for number in range(there, count):
-            attachment.add(hub.load(others[number]))
-            if wrapped is None:
-                wrapped = peft.PeftModel.from_pretrained(theirs, others[number], f"a{number}")
-            else:
-                wrapped.load_adapter(others[number], f"a{number}")
-        steps: dict[str, Timed] = {
-            "floor": (read_plainly(new), lambda: None),
-            "ours": load_ours(attachment, new),
-        }
-        if wrapped is None:
-            steps["attach"] = attach_ours(bare, new)
-            steps["peft"] = attach_theirs(bare_theirs, new)
-        else:
-            steps["peft"] = load_theirs(wrapped, new)
-        yield count, measure(steps, each)
-    switched = compare_switches(bare, attachment, model, wrapped, rounds)
-    yield -1, switched
-
-
-def compare_switches(
-    bare: Any, attachment: hub.Attachment, model: Any, wrapped: Any, rounds: int
-) -> dict[str, float]:
-    """The medians of a bare forward, of each switch, and of what it costs with the next forward."""
+def measure_switches(bare: Any, model: Any, wrapped: Any, rounds: int) -> dict[str, float]:
+    """The median seconds of a bare forward, of each call, and of the call with what the forward
+    after it takes longer."""
+    attachment = hub.Attachment.of(model)
+    assert attachment is not None
+    numbers = itertools.cycle([n for n, part in attachment.resident.items() if part is not None])
+    names = itertools.cycle(list(wrapped.peft_config))
     forward = {"bare": decode(bare), "ours": decode(model), "peft": decode(wrapped)}
-    numbers = [number for number, part in attachment.resident.items() if part is not None]
-    names = list(wrapped.peft_config)
-    switch: dict[str, Callable[[int], object]] = {
-        "ours": lambda k: attachment.route(numbers[k % len(numbers)]),
-        "peft": lambda k: wrapped.set_adapter(names[k % len(names)]),
+    switch: dict[str, Step] = {
+        "ours": lambda: attachment.route(next(numbers)),
+        "peft": lambda: wrapped.set_adapter(next(names)),
     }
-    for step in forward.values():
-        for _ in range(3):
-            step()
-    times: dict[str, list[float]] = {"bare": []}
+    times: dict[str, list[float]] = {}
+    for step in (*forward.values(), *switch.values()):
+        step()
     gc.collect()
     gc.disable()
-    for round_ in range(4 * rounds):
+    for round_ in range(rounds):
         begin = time.perf_counter()
         forward["bare"]()
-        times["bare"].append(time.perf_counter() - begin)
-        for name, change in switch.items():
-            if name == "peft" and round_ % 4:
+        times.setdefault("bare", []).append(time.perf_counter() - begin)
+        for name, call in switch.items():
+            if name == "peft" and round_ % 6:
                 continue
             moments = [time.perf_counter()]
-            for step in (forward[name], lambda: change(7 * round_), forward[name]):  # noqa: B023
+            for step in (forward[name], call, forward[name]):
                 step()
                 moments.append(time.perf_counter())
-            usual, call, after = (b - a for a, b in zip(moments, moments[1:], strict=False))
-            times.setdefault(f"{name} call", []).append(call)
-            times.setdefault(f"{name} whole", []).append(call + after - usual)
+            usual, took, after = (b - a for a, b in itertools.pairwise(moments))
+            times.setdefault(name, []).append(took)
+            times.setdefault(f"{name}, with the next forward", []).append(took + after - usual)
     gc.enable()
     return {name: statistics.median(values) for name, values in times.items()}
 
 
+def run(report: Report, hidden: int, folders: list[str], rounds: int) -> None:
+    """Add the figures of one size."""
+    *others, new = folders
+    layers, size = LAYERS[hidden], "" if hidden == 768 else f"hidden {hidden}: "
+    bare, model, theirs = (build_base(hidden, layers) for _ in range(3))
+    attachment = hub.attach(model, hub.Stack(None))
+    wrapped: Any = None
+    for there, count in itertools.pairwise((0, *COUNTS)):
+        for folder in others[there:count]:
+            attachment.add(hub.load(folder))
+            if wrapped is None:
+                wrapped = peft.PeftModel.from_pretrained(theirs, folder, folder.rpartition("-")[2])
+            else:
+                wrapped.load_adapter(folder, folder.rpartition("-")[2])
+        steps = {"floor": read_plainly(new), "ours": load_ours(attachment, new)}
+        if wrapped is None:
+            steps |= {"attach": attach_ours(bare, new), "peft": attach_theirs(theirs, new)}
+        else:
+            steps["peft"] = load_theirs(wrapped, new)
+        ratios = compare(measure_apart(steps, rounds), "floor")
+        first = ratios.pop("attach", None)
+        report.add(f"{size}loading with {count} there", ratios, 2)
+        if first is not None:
+            report.add(f"{size}attaching the first", {"ours": first, "peft": ratios["peft"]})
+    found = compare(measure_switches(bare, model, wrapped, 6 * rounds), "bare")
+    calls = {who: found[who] for who in ("ours", "peft")}
+    report.add(f"{size}switching among {COUNTS[-1]}", calls, 0.01)
+    whole = {who: found[f"{who}, with the next forward"] for who in calls}
+    report.add(f"{size}switching, with the next forward", whole, 0.01)
+
+
 def main() -> None:
-    """Print the tables."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--rounds", type=int, default=30)
-    parser.add_argument("--slow-rounds", type=int, default=5)
-    parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--sizes", type=int, nargs="+", default=list(SIZES), choices=list(SIZES))
+    """Print the table."""
+    parser = make_parser(__doc__, rounds=30)
+    parser.add_argument("--hidden", type=int, nargs="+", default=list(LAYERS), choices=list(LAYERS))
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
-    logging.set_verbosity_error()
-    for hidden in options.sizes:
-        layers = SIZES[hidden][1]
-        print(f"hidden {hidden}, {layers} layers\n{'':10} {'there':>5} {'ms':>9} {'/ floor':>8}")
+    report = Report("loading, over reading and hashing the file")
+    print(f"{report.subject}, {options.threads} threads")
+    for hidden in options.hidden:
         with tempfile.TemporaryDirectory() as place:
-            folders = write_folders(build_base(hidden), Path(place), COUNTS[-1] + 1)
-            rounds, slow = options.rounds, options.slow_rounds
-            for count, found in compare_loads(hidden, folders, rounds, slow):
-                if count >= 0:
-                    for name, seconds in found.items():
-                        ratio = seconds / found["floor"]
-                        print(f"{name:10} {count:5} {1e3 * seconds:9.2f} {ratio:8.2f}", flush=True)
-                    continue
-                bare = found.pop("bare")
-                print(f"switch     {COUNTS[-1]:5} {1e3 * bare:9.2f} ms a forward of one token")
-                for name, seconds in found.items():
-                    print(f"{name:16} {1e3 * seconds:9.3f} {seconds / bare:8.2%}", flush=True)
+            model = build_base(hidden, LAYERS[hidden])
+            run(report, hidden, write_folders(model, Path(place), COUNTS[-1] + 1), options.rounds)
+    report.write(options.json)
 
 
 if __name__ == "__main__":
