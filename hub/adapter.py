@@ -84,18 +84,19 @@ class Adapter:
         self.fresh = fresh
 
     @classmethod
-    def create(cls, method: str, model: nn.Module, **options: Any) -> Adapter:
+    def create(cls, method: str, model: nn.Module, *, head: bool = True, **options: Any) -> Adapter:
         """A new, untrained adapter for `model`, which is read and left as it is.
 
-        options: the method's own, see `hub methods NAME`. A model with a task's head (a sequence
-        classifier, say) gives the adapter a copy of that head to train.
+        head: whether a model with a task's head (a sequence classifier, say) gives the adapter a
+            copy of that head to train. One without can be stacked on one that has it.
+        options: the method's own, see `hub methods NAME`.
 
         Raises MethodError on an unknown method, ConfigError on an option that does not fit the
         method or the model, AttachError where the model's sites can't be found.
         """
         owner = installed_methods().get(method)
         model = unwrap_model(model)
-        heads = find_heads(model)
+        heads = find_heads(model) if head else ()
         sites = [site for site in find_sites(model) if not lies_in(site.path, heads)]
         config = owner.make_config(**options)
         chosen = owner.choose_sites(sites, config)

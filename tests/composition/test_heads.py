@@ -76,3 +76,16 @@ def test_a_fuse_answers_with_its_own_head() -> None:
     with hub.attach(model, fuse, trainable=False):
         assert not run(model, **inputs).any()
     assert fused.any()
+
+
+@pytest.mark.parametrize("method", ["lora", "houlsby", "ia3"])
+def test_an_adapter_without_a_head_is_stacked_on_one_that_has_it(method: str) -> None:
+    model, adapters, inputs, single = make_three()
+    more = shake_adapter(hub.Adapter.create(method, model, head=False), seed=4)
+    assert more.heads == ()
+    assert not any(name.startswith("classifier.") for name in more.tensors)
+    with hub.attach(model, hub.Stack(adapters[0], more), trainable=False):
+        both = run(model, **inputs)
+    with hub.attach(model, hub.Stack(more, adapters[0]), trainable=False):
+        torch.testing.assert_close(run(model, **inputs), both, rtol=1e-4, atol=1e-5)
+    assert not torch.allclose(both[0], single[0])
