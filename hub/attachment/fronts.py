@@ -190,7 +190,7 @@ class Front:
                     "this cache was filled without the adapters' virtual tokens, so they can't "
                     "come before it; start from an empty cache"
                 )
-            behind = self.fill is not None and self.fill(kept, rows)
+            behind = self.fill is not None and bool(self.moved) and self.fill(kept, rows)
             cached = self.count + (self.moved if behind else 0)
             frame = Frame(self.count, rows, length, cached, behind, find_room(kept))
         else:

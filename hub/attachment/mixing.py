@@ -60,8 +60,9 @@ class RowsNode(Node):
         size, device = value.shape[axis], value.device
         inside: Tensor | None = getattr(_running, "inside", None)
         plain = given.tokens is None and inside is None
-        if plain and self._kept is not None and self._kept[0] == (size, device):
-            return self._kept[1]
+        kept = self._kept  # read once: another thread may keep its own
+        if plain and kept is not None and kept[0] == (size, device):
+            return kept[1]
         if given.tokens is not None:
             owners = given.tokens // count_each(given.total, len(self.rows))
         elif inside is not None:
