@@ -18,6 +18,7 @@ from hub.attachment.admission import (
     choose_learners,
     resolve_composition,
 )
+from hub.attachment.containing import Container
 from hub.attachment.fitting import fit_adapter
 from hub.attachment.installing import Installation
 from hub.attachment.merging import Swap, merge_line, swap_weights
@@ -349,12 +350,3 @@ class Attachment:
             handle.remove()
         self._handles.clear()
         self._installation.unhang()
-
-
-class Container(nn.Module):
-    """The model's child that holds the adapters' live modules while they are attached, and nothing
-    while they are merged: then it only tells that they are."""
-
-    def __init__(self, attachment: Attachment) -> None:
-        super().__init__()
-        self.attachment = attachment

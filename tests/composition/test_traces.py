@@ -137,6 +137,9 @@ def test_the_base_that_is_saved_meanwhile_is_the_base(
     composition, rows = make_compositions(model)[name]
     bare = run(model)
     with hub.attach(model, composition, rows=rows, trainable=False):
+        expected = run(model)
+        model.load_state_dict(model.state_dict())
+        assert torch.equal(run(model), expected)
         model.save_pretrained(tmp_path)
     again = AutoModelForCausalLM.from_pretrained(tmp_path).eval()
     assert torch.equal(run(again), bare)
