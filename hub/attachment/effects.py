@@ -7,7 +7,7 @@ number of threads can run one attached model; a deep copy of the model gets its 
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
@@ -38,17 +38,33 @@ class Switch:
         return self.on, self.merged, self.table
 
 
+class Acting:
+    """What acts at one site at present: its place in the table, which routing changes.
+
+    chains: what changes the site's input, and its output; modules and nodes, one after the other.
+    """
+
+    __slots__ = ("chains",)
+
+    def __init__(self) -> None:
+        self.chains: tuple[Chain, Chain] = ((), ())
+
+
 class Effect:
     """A forward hook: what a chain makes of a site's output.
 
-    chain: the modules and nodes that act, one after the other.
     index: which element of the output is meant, where the site's module returns several.
     """
 
-    def __init__(self, switch: Switch, index: int | None = None) -> None:
-        self.chain: Chain = ()
+    def __init__(self, switch: Switch, acting: Acting, index: int | None = None) -> None:
         self.switch = switch
+        self.acting = acting
         self.index = index
+
+    @property
+    def chain(self) -> Chain:
+        """What acts."""
+        return self.acting.chains[1]
 
     def __call__(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
         if not self.switch.on:
@@ -56,7 +72,7 @@ class Effect:
         if self.index is not None:
             return self.change(args[0], output)
         # The same as `change`, without a call: this runs at every projection of every token.
-        for effect in self.chain:
+        for effect in self.acting.chains[1]:
             output = effect.forward(args[0], output)
         return output
 
@@ -76,8 +92,10 @@ class KeywordEffect(Effect):
     name: that keyword.
     """
 
-    def __init__(self, switch: Switch, index: int | None = None, *, name: str) -> None:
-        super().__init__(switch, index)
+    def __init__(
+        self, switch: Switch, acting: Acting, index: int | None = None, *, name: str
+    ) -> None:
+        super().__init__(switch, acting, index)
         self.name = name
 
     def __call__(  # type: ignore[override]
@@ -132,9 +150,15 @@ class StreamEffect(KeywordEffect):
     """An effect some of whose modules get the stream that the branch is added to as their x."""
 
     def __init__(
-        self, switch: Switch, index: int | None = None, *, name: str | None, stream: Stream
+        self,
+        switch: Switch,
+        acting: Acting,
+        index: int | None = None,
+        *,
+        name: str | None,
+        stream: Stream,
     ) -> None:
-        super().__init__(switch, index, name=name or "")
+        super().__init__(switch, acting, index, name=name or "")
         self.stream = stream
 
     def change(self, x: torch.Tensor, output: Any) -> Any:
@@ -149,15 +173,15 @@ class StreamEffect(KeywordEffect):
 class InputEffect:
     """A forward pre-hook: what a chain makes of a site's input."""
 
-    def __init__(self, switch: Switch) -> None:
-        self.chain: Chain = ()
+    def __init__(self, switch: Switch, acting: Acting) -> None:
         self.switch = switch
+        self.acting = acting
 
     def __call__(self, module: nn.Module, args: tuple[Any, ...]) -> Any:
         if not self.switch.on:
             return None
         x = args[0]
-        for effect in self.chain:
+        for effect in self.acting.chains[0]:
             x = effect.before(x)
         return x if len(args) == 1 else (x, *args[1:])
 
@@ -168,8 +192,8 @@ class KeywordInputEffect(InputEffect):
     name: that keyword.
     """
 
-    def __init__(self, switch: Switch, *, name: str) -> None:
-        super().__init__(switch)
+    def __init__(self, switch: Switch, acting: Acting, *, name: str) -> None:
+        super().__init__(switch, acting)
         self.name = name
 
     def __call__(  # type: ignore[override]
@@ -179,62 +203,45 @@ class KeywordInputEffect(InputEffect):
             return None
         named = self.name in kwargs
         x = kwargs[self.name] if named else args[0]
-        for effect in self.chain:
+        for effect in self.acting.chains[0]:
             x = effect.before(x)
         return (args, {**kwargs, self.name: x}) if named else ((x, *args[1:]), kwargs)
 
 
-class Hung:
-    """The hooks at one site."""
-
-    def __init__(
-        self,
-        inner: InputEffect | None,
-        outer: Effect | None,
-        handles: Sequence[RemovableHandle],
-    ) -> None:
-        self.inner = inner
-        self.outer = outer
-        self.handles = tuple(handles)
-
-    def lay(self, inner: Chain, outer: Chain) -> None:
-        """Let these chains act from now on."""
-        if self.inner is not None:
-            self.inner.chain = inner
-        if self.outer is not None:
-            self.outer.chain = outer
-
-    def remove(self) -> None:
-        """Take the hooks off."""
-        for handle in self.handles:
-            handle.remove()
-
-
 def hang_effects(
-    model: nn.Module, site: Site, switch: Switch, inputs: bool, outputs: bool, streams: bool
-) -> Hung:
+    model: nn.Module,
+    site: Site,
+    switch: Switch,
+    acting: Acting,
+    *,
+    inputs: bool,
+    outputs: bool,
+    streams: bool,
+) -> list[RemovableHandle]:
     """Hang hooks at one site: for what changes its input, and its output, and reads the stream."""
     target, name = model.get_submodule(site.owner), site.input_name
-    inner: InputEffect | None = None
-    outer: Effect | None = None
     handles = []
     if inputs:
-        inner = InputEffect(switch) if name is None else KeywordInputEffect(switch, name=name)
+        inner = InputEffect(switch, acting)
+        if name is not None:
+            inner = KeywordInputEffect(switch, acting, name=name)
         handles.append(target.register_forward_pre_hook(inner, with_kwargs=name is not None))
     if outputs:
         by_name = name is not None
         if streams and site.stream is not None:
             by_name, stream = True, Stream()
-            outer = StreamEffect(switch, site.output_index, name=name, stream=stream)
+            outer: Effect = StreamEffect(
+                switch, acting, site.output_index, name=name, stream=stream
+            )
             reader = StreamReader(stream, switch)
             taker = model.get_submodule(site.stream)
             handles.append(taker.register_forward_pre_hook(reader, with_kwargs=True))
         elif name is not None:
-            outer = KeywordEffect(switch, site.output_index, name=name)
+            outer = KeywordEffect(switch, acting, site.output_index, name=name)
         else:
-            outer = Effect(switch, site.output_index)
+            outer = Effect(switch, acting, site.output_index)
         handles.append(target.register_forward_hook(outer, with_kwargs=by_name))
-    return Hung(inner, outer, handles)
+    return handles
 
 
 class CheckpointGuard:

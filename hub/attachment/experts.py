@@ -102,8 +102,8 @@ def project_rows(
 ) -> torch.Tensor:
     """One projection of one expert, (tokens, out_features)."""
     place = effects.get((name, expert))
-    x = x if place is None else run_before(place.inner, x, given)
+    x = x if place is None else run_before(place.acting.chains[0], x, given)
     weight = getattr(module, name)[expert]
     bias = getattr(module, f"{name}_bias")[expert] if module.has_bias else None
     y = F.linear(x, weight.T if module.is_transposed else weight, bias)
-    return y if place is None else run_after(place.outer, x, y, given)
+    return y if place is None else run_after(place.acting.chains[1], x, y, given)

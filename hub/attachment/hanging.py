@@ -179,7 +179,7 @@ class Look:
             feed.prefixes = there
         if self.direct is not None:
             self.direct.prefixes = () if self.place.site.inserted else there
-            self.direct.outputs = self.place.outer
+            self.direct.outputs = self.place.acting.chains[1]
 
 
 def concat(chains: Iterable[Chain]) -> Chain:

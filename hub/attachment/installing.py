@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterable
+from typing import Any
 
 import torch
 from torch import nn
@@ -11,7 +12,7 @@ from torch.utils.hooks import RemovableHandle
 
 from hub.adapter import Adapter
 from hub.attachment.answers import HeadHook
-from hub.attachment.effects import CheckpointGuard, Switch
+from hub.attachment.effects import Acting, CheckpointGuard, Switch
 from hub.attachment.experts import hang_experts
 from hub.attachment.fitting import Fit
 from hub.attachment.gradients import ask_gradients
@@ -25,8 +26,8 @@ from hub.composition import Part, Split, walk
 from hub.errors import AttachError
 from hub.sites import ATTACHED, Site, find_sites
 
-Laid = dict[Place, tuple[Chain, Chain]]
-"""What is to change the input and the output at each place where a table lets something act."""
+Laid = dict[Acting, tuple[Chain, Chain]]
+"""What is to act at each place where a table lets something act."""
 
 
 class Installation:
@@ -81,8 +82,9 @@ class Installation:
     def forget(self, lines: Iterable[Part]) -> None:
         """Let these no more be ready to act."""
         for line in lines:
-            for place in self._lines.pop(line, {}):
-                place.forget(line)
+            if self._lines.pop(line, None) is not None:
+                for place in self._reach([line]):
+                    place.forget(line)
 
     def drop(self, adapter: Adapter) -> None:
         """Let an adapter be gone, which is in no line any more."""
@@ -131,11 +133,10 @@ class Installation:
         laid = self._prepare(table)
         answers = [(hook, self._find_heads(path, table)) for path, hook in self._heads.items()]
         before = self.switch.table
-        for place in self._laid:
-            if place not in laid:
-                place.lay(((), ()))
-        for place, chains in laid.items():
-            place.lay(chains)
+        for acting in self._laid.keys() - laid.keys():
+            acting.chains = (), ()
+        for acting, chains in laid.items():
+            acting.chains = chains
         self._laid = laid
         try:
             self.fronts.lay(table)
@@ -196,22 +197,25 @@ class Installation:
         line = table.lines[0]
         if table.rows is None and line in self._lines:
             return self._lines[line]
-        there = {
-            self._places[site]: None
-            for adapter in list_adapters(table.lines)
-            for site in self.fits[adapter].sites
-        }
+        places = self._reach(table.lines)
         if table.rows is not None:
-            return {place: place.prepare(table) for place in there}
-        laid = self._lines[line] = {}
+            return {place.acting: place.prepare(table) for place in places}
+        self._lines[line] = {}  # so that it is forgotten, whatever happens
         try:
-            for place in there:
-                laid[place] = ((), ())  # so that it is forgotten, whatever happens
-                laid[place] = place.prepare(table)
+            laid = {place.acting: place.prepare(table) for place in places}
         except BaseException:
             self.forget([line])
             raise
+        self._lines[line] = laid
         return laid
+
+    def _reach(self, lines: Iterable[Part]) -> Iterable[Place]:
+        """The places where some of these act."""
+        sites: dict[Site, Any] = {}
+        for adapter in list_adapters(lines):
+            there = self.fits[adapter].sites
+            sites = {**sites, **there} if sites else there
+        return [self._places[site] for site in sites]
 
     def _find_heads(self, path: str, table: Table) -> list[nn.Module | None]:
         """The head that each line of a table brings to a path; None for the base's own. Raises

@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections import Counter
 
 from torch import nn
+from torch.utils.hooks import RemovableHandle
 
 from hub.adapter import Adapter
 from hub.attachment.chains import Here, build_chain, lay_table
-from hub.attachment.effects import Hung, Switch, hang_effects
+from hub.attachment.effects import Acting, Switch, hang_effects
 from hub.attachment.frames import Ruler
 from hub.attachment.nodes import Chain, Kind, changes_input, changes_output, extends
 from hub.attachment.routing import Table
@@ -17,10 +18,9 @@ from hub.sites import Site
 
 
 class Place:
-    """One site, the modules that the adapters there have at it, and what acts at present.
+    """One site, the modules that the adapters there have at it, and the hooks that they call for.
 
-    inner, outer: what changes the input of the site's module, and its output, for the table that
-        was laid.
+    acting: what acts for the table that was laid.
     """
 
     def __init__(self, model: nn.Module, site: Site, switch: Switch, ruler: Ruler) -> None:
@@ -30,13 +30,12 @@ class Place:
         self.modules: dict[Adapter, nn.Module] = {}
         self.methods: dict[nn.Module, str] = {}
         self.here = Here(site, self.modules, self.methods, ruler)
-        self.inner: Chain = ()
-        self.outer: Chain = ()
+        self.acting = Acting()
         self._chains: dict[Part, Chain] = {}
         self._kinds: dict[Adapter, Kind] = {}
         self._counts: Counter[Kind] = Counter()
-        self._hung: Hung | None = None
-        self._wanted = (False, False, False)
+        self._handles: list[RemovableHandle] = []
+        self._hung = (False, False, False)
 
     @property
     def extends(self) -> bool:
@@ -86,15 +85,9 @@ class Place:
         chains = [self.chain(line) for line in table.lines]
         if self.extends:
             chains = [tuple(m for m in chain if not extends(m)) for chain in chains]
-        before = () if table.rows is None else self.outer
+        before = () if table.rows is None else self.acting.chains[1]
         chain = lay_table(table, self.here, chains, before)
         return tuple(filter(changes_input, chain)), tuple(filter(changes_output, chain))
-
-    def lay(self, prepared: tuple[Chain, Chain]) -> None:
-        """Let this act from now on."""
-        self.inner, self.outer = prepared
-        if self._hung is not None:
-            self._hung.lay(*prepared)
 
     def hang(self) -> bool:
         """Hang the hooks that the modules call for; whether any were missing."""
@@ -106,16 +99,23 @@ class Place:
             any(kind.outputs for kind in kinds),
             any(kind.streams for kind in kinds),
         )
-        if wanted == self._wanted and self._hung is not None:
+        if wanted == self._hung:
             return False
         self.unhang()
-        self._wanted = wanted
-        self._hung = hang_effects(self.model, self.site, self.switch, *wanted)
-        self._hung.lay(self.inner, self.outer)
+        self._hung = inputs, outputs, streams = wanted
+        self._handles = hang_effects(
+            self.model,
+            self.site,
+            self.switch,
+            self.acting,
+            inputs=inputs,
+            outputs=outputs,
+            streams=streams,
+        )
         return True
 
     def unhang(self) -> None:
         """Take the hooks off."""
-        if self._hung is not None:
-            self._hung.remove()
-        self._hung = None
+        for handle in self._handles:
+            handle.remove()
+        self._handles, self._hung = [], (False, False, False)

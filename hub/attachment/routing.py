@@ -53,6 +53,7 @@ class Routing:
         self.loaded = {} if loaded is None else loaded
         self.splits = any(isinstance(node, BatchSplit) for node in walk(composition))
         self.lines = {number: list_copies(route) for number, route in self.routes.items()}
+        self._tables: dict[int, Table] = {}  # of one route for every row
 
     def add(self, composition: Part) -> int:
         """The number of a new route. Raises AttachError where it would be several."""
@@ -69,6 +70,7 @@ class Routing:
     def remove(self, number: int) -> None:
         """Take a route out; its number is free again."""
         del self.routes[number], self.lines[number]
+        self._tables.pop(number, None)
 
     def find(self, wanted: int | Part) -> int | None:
         """The number of a route, which is given so, or as what it is; None for the bare base.
@@ -103,7 +105,12 @@ class Routing:
                 )
             rows = next(iter(self.routes))
         if isinstance(rows, int | str | Operator | Adapter):
-            return self._fill([self.find(rows)], None)
+            number = self.find(rows)
+            if number is None:
+                return self._fill([None], None)
+            if number not in self._tables:
+                self._tables[number] = self._fill([number], None)
+            return self._tables[number]
         wanted = rows.tolist() if hasattr(rows, "tolist") else list(rows)
         if not wanted:
             raise AttachError("rows is empty; give each row's part, such as [0, 1, None]")

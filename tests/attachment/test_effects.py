@@ -8,6 +8,7 @@ import threading
 import weakref
 from collections import namedtuple
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import Any
 
 import pytest
@@ -16,6 +17,7 @@ from torch import nn
 from transformers.modeling_outputs import BaseModelOutput
 
 from hub.attachment.effects import (
+    Acting,
     Effect,
     InputEffect,
     KeywordEffect,
@@ -38,7 +40,7 @@ class Plus(nn.Module):
 
 def make(effect: Any, *chain: nn.Module) -> Any:
     """The hook with a chain to run."""
-    effect.chain = chain or (Plus(),)
+    effect.acting.chains = (chain or (Plus(),),) * 2
     return effect
 
 
@@ -54,7 +56,7 @@ def make(effect: Any, *chain: nn.Module) -> Any:
     ids=lambda output: type(output).__name__,
 )
 def test_one_element_changes_and_the_kind_of_output_stays(output: Any) -> None:
-    changed = make(Effect(Switch(), 1))(nn.Identity(), (ONE,), output)
+    changed = make(Effect(Switch(), Acting(), 1))(nn.Identity(), (ONE,), output)
     assert type(changed) is type(output)
     items = list(changed.values()) if isinstance(changed, dict) else list(changed)
     assert [item.item() for item in items] == [1.0, 3.0]
@@ -63,7 +65,7 @@ def test_one_element_changes_and_the_kind_of_output_stays(output: Any) -> None:
 
 
 def test_an_input_by_keyword_is_found() -> None:
-    effect = make(KeywordEffect(Switch(), name="states"), Plus(), Plus())
+    effect = make(KeywordEffect(Switch(), Acting(), name="states"), Plus(), Plus())
     assert effect(nn.Identity(), (), {"states": ONE}, TWO).item() == 4.0
     assert effect(nn.Identity(), (ONE,), {}, TWO).item() == 4.0
 
@@ -71,8 +73,10 @@ def test_an_input_by_keyword_is_found() -> None:
 def test_a_switched_off_effect_leaves_the_output() -> None:
     switch = Switch()
     switch.on = False
-    assert make(Effect(switch))(nn.Identity(), (ONE,), TWO) is None
-    assert make(KeywordEffect(switch, name="x"))(nn.Identity(), (), {"x": ONE}, TWO) is None
+    assert make(Effect(switch, Acting()))(nn.Identity(), (ONE,), TWO) is None
+    assert (
+        make(KeywordEffect(switch, Acting(), name="x"))(nn.Identity(), (), {"x": ONE}, TWO) is None
+    )
 
 
 class Double(nn.Module):
@@ -113,32 +117,38 @@ def test_what_changes_the_input_comes_before_what_changes_the_output(name: str |
     model = nn.ModuleDict({"echo": Echo()})
     target = model["echo"]
     site = Site("projection", "echo", "other", None, 1, 1, input_name=name)
-    hung = hang_effects(model, site, Switch(), True, True, False)
-    hung.lay((Double(), Double()), (Plus(),))
+    acting = Acting()
+    hang = partial(hang_effects, model, site, Switch(), acting)
+    handles = hang(inputs=True, outputs=True, streams=False)
+    acting.chains = (Double(), Double()), (Plus(),)
     call = {} if name is None else {name: ONE}
     given = (ONE,) if name is None else ()
     # Plus sees what the module saw: 3 * 4 + 4, and the other argument is left alone.
     assert target(*given, **call).item() == 16.0
     assert target(*given, flag=1, **call).item() == 17.0
-    hung.remove()
+    for handle in handles:
+        handle.remove()
     assert target(ONE).item() == 3.0
 
 
 def test_a_module_that_only_changes_the_input_hangs_no_second_hook() -> None:
     model = nn.ModuleDict({"echo": Echo()})
     site = Site("projection", "echo", "other", None, 1, 1)
-    hung = hang_effects(model, site, Switch(), True, False, False)
-    hung.lay((Double(),), ())
-    assert len(hung.handles) == 1
+    acting = Acting()
+    hang = partial(hang_effects, model, site, Switch(), acting)
+    assert len(hang(inputs=True, outputs=False, streams=False)) == 1
+    acting.chains = (Double(),), ()
     assert model["echo"](ONE, 1).item() == 7.0
 
 
 def make_streamed() -> tuple[Layer, Switch, int]:
     layer, switch = Layer(), Switch()
     site = Site("branch", "branch", "feedforward", 0, 1, 1, input_name="x", stream="norm")
-    hung = hang_effects(layer, site, switch, False, True, True)
-    hung.lay((), (Plus(), PlusStream()))
-    return layer, switch, len(hung.handles)
+    acting = Acting()
+    hang = partial(hang_effects, layer, site, switch, acting)
+    handles = hang(inputs=False, outputs=True, streams=True)
+    acting.chains = (), (Plus(), PlusStream())
+    return layer, switch, len(handles)
 
 
 def test_a_module_at_a_branch_can_get_the_stream() -> None:
@@ -184,20 +194,23 @@ def test_the_stream_is_let_go_after_the_branch() -> None:
 def test_a_switched_off_effect_leaves_the_input() -> None:
     switch = Switch()
     switch.on = False
-    assert make(InputEffect(switch), Double())(nn.Identity(), (ONE,)) is None
+    assert make(InputEffect(switch, Acting()), Double())(nn.Identity(), (ONE,)) is None
     assert (
-        make(KeywordInputEffect(switch, name="x"), Double())(nn.Identity(), (), {"x": ONE}) is None
+        make(KeywordInputEffect(switch, Acting(), name="x"), Double())(
+            nn.Identity(), (), {"x": ONE}
+        )
+        is None
     )
 
 
 def test_an_input_by_keyword_is_found_beside_what_is_no_tensor() -> None:
-    effect = make(KeywordEffect(Switch(), name="x"))
+    effect = make(KeywordEffect(Switch(), Acting(), name="x"))
     assert effect(nn.Identity(), (torch.Size([1]),), {"x": ONE}, TWO).item() == 3.0
-    early = make(KeywordInputEffect(Switch(), name="x"), Double())
+    early = make(KeywordInputEffect(Switch(), Acting(), name="x"), Double())
     shape = torch.Size([1])
     assert early(nn.Identity(), (shape,), {"x": ONE}) == ((shape,), {"x": TWO})
 
 
 def test_an_input_by_keyword_can_come_by_position() -> None:
-    effect = make(KeywordInputEffect(Switch(), name="x"), Double())
+    effect = make(KeywordInputEffect(Switch(), Acting(), name="x"), Double())
     assert effect(nn.Identity(), (ONE, 5), {}) == ((TWO, 5), {})

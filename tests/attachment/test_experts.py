@@ -78,7 +78,7 @@ def make_places(model: nn.Module, sites: Sequence[Site]) -> list[Place]:
     """A place at each site where nothing is made of what comes by."""
     places = [Place(model, site, Switch(), Ruler(None)) for site in sites]
     for place in places:
-        place.outer = (Nothing(),)
+        place.acting.chains = (), (Nothing(),)
     return places
 
 
@@ -101,7 +101,7 @@ def test_an_effect_that_does_nothing_leaves_the_eager_outputs(kind: str) -> None
     torch.testing.assert_close(run(model, **inputs), expected, rtol=1e-5, atol=1e-5)
     # Every token goes to k experts, in and out, in every layer of experts.
     k = (
-        sum(module.rows for (module,) in (place.outer for place in places))
+        sum(module.rows for (module,) in (place.acting.chains[1] for place in places))
         / inputs["input_ids"].numel()
     )
     assert k == 2 * 2 * len(handles)
