@@ -107,8 +107,8 @@ class Adapter:
                 owner.start(module, site, config, Base(model, site.owner, site.part))
         tensors = modules.tensors()
         for path in heads:
-            head = copy_head(model, path).float().cpu()
-            tensors |= {f"{path}.{name}": tensor for name, tensor in head.state_dict().items()}
+            copied = copy_head(model, path).float().cpu()
+            tensors |= {f"{path}.{name}": tensor for name, tensor in copied.state_dict().items()}
         return cls(
             method,
             config,
