@@ -15,6 +15,8 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
+import torch
+
 import hub
 from hub.composition import Operator
 from hub.errors import AttachError
@@ -43,17 +45,21 @@ METHODS: dict[str, dict[str, Any]] = {
 # not have, and those with what acts on embeddings of positions.
 BASES = {"llama": set(METHODS) - {"bitfit"}, "bert": {"bitfit", "full"}}
 OPERATORS = {
-    "Stack": lambda a, b: hub.Stack(a, b),
-    "Average": lambda a, b: hub.Average(a, b, weights=[1.0, 3.0]),
-    "Split": lambda a, b: hub.Split(a, b, at=2),
-    "BatchSplit": lambda a, b: hub.BatchSplit(a, b),
-    "Parallel": lambda a, b: hub.Parallel(a, b),
+    "Stack": lambda model, a, b: hub.Stack(a, b),
+    "Average": lambda model, a, b: hub.Average(a, b, weights=[1.0, 3.0]),
+    "Split": lambda model, a, b: hub.Split(a, b, at=2),
+    "BatchSplit": lambda model, a, b: hub.BatchSplit(a, b),
+    "Parallel": lambda model, a, b: hub.Parallel(a, b),
+    "Fuse": lambda model, a, b: fuse_pair(model, a, b),
 }
 # What a refusal says, and how the page says it.
 REASONS = {
     "and a mean needs equally many": "a mean needs equally many virtual tokens from each part",
     "virtual tokens stand in front of the whole sequence and not at a part of it": (
         "virtual tokens stand in front of the whole sequence and not at a part of it"
+    ),
+    "virtual tokens are no output that attention could choose": (
+        "virtual tokens are no output that a fuse's attention could choose"
     ),
 }
 Refused = dict[tuple[str, str], str]
@@ -73,13 +79,29 @@ def make_adapter(kind: str, method: str, seed: int) -> hub.Adapter:
     return shaken
 
 
+def fuse_pair(model: Any, one: hub.Adapter, two: hub.Adapter) -> hub.Fuse:
+    """A fuse as if it had been trained: V is near the identity, the rest is anything."""
+    other = make_adapter(model.config.model_type, "lora", 1)
+    for parts in ((one, two), (one, one), (two, two), (other, other)):
+        try:
+            by = hub.Fuse.create(model, *parts).by
+        except AttachError:  # none can be made for them; attaching that of others is to say so too
+            continue
+        break
+    assert isinstance(by, hub.Adapter)
+    generator = torch.Generator().manual_seed(9)
+    for tensor in by.tensors.values():
+        tensor.data += torch.randn(tensor.shape, generator=generator) * 0.1
+    return hub.Fuse(one, two, by=by)
+
+
 def list_pairs(kind: str, operator: str) -> Iterator[tuple[str, str, Operator]]:
     """Ordered pairs of methods, and the operator over two adapters of them."""
     methods = [name for name in METHODS if name != "bitfit" or kind != "llama"]
     for one, two in product(methods, repeat=2):
         if kind == "llama" or {one, two} & BASES[kind]:
             parts = make_adapter(kind, one, 1), make_adapter(kind, two, 2)
-            yield one, two, OPERATORS[operator](*parts)
+            yield one, two, OPERATORS[operator](build_base(kind), *parts)
 
 
 def attach_pair(model: Any, tree: Operator) -> hub.Attachment:

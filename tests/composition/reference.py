@@ -269,7 +269,8 @@ class Reader:
 
     def __init__(self, model: Any, tree: Part) -> None:
         self.tree = tree
-        self.effects = {a: read_effects(model, a) for a in list_adapters(tree)}
+        acting = [adapter for adapter in list_adapters(tree) if adapter.method != "fusion"]
+        self.effects = {adapter: read_effects(model, adapter) for adapter in acting}
         self.positions = torch.empty(0)
 
     def change(self, kind: str, path: str, x: Tensor, y: Tensor | None) -> Tensor:
@@ -297,6 +298,8 @@ class Reader:
         given = [self._change(part, kind, path, x, y) for part in tree.parts]
         if isinstance(tree, hub.Average):
             return average(given, tree.weights)
+        if isinstance(tree, hub.Fuse):
+            return fuse(tree.by, kind, path, value, given)
         assert isinstance(tree, hub.Split)
         whole = given[0]
         positions = self.positions[-whole.shape[1] :].view(1, -1, *[1] * (whole.dim() - 2))
@@ -323,6 +326,8 @@ class Reader:
             return torch.cat(there)
         if isinstance(tree, hub.Split):
             raise Meaningless("virtual tokens are no part of a sequence")
+        if isinstance(tree, hub.Fuse):
+            raise Meaningless("virtual tokens are no output of a layer")
         assert isinstance(tree, hub.Average)
         if len({0 if value is None else len(value) for value in given}) > 1:
             raise Meaningless("a mean of different numbers of virtual tokens")
@@ -333,6 +338,34 @@ def average(values: Sequence[Tensor], weights: Sequence[float]) -> Tensor:
     """The weighted mean."""
     total = sum(weights)
     return torch.stack([v * (w / total) for v, w in zip(values, weights, strict=True)]).sum(0)
+
+
+def fuse(by: Any, kind: str, path: str, y: Tensor, given: Sequence[Tensor]) -> Tensor:
+    """AdapterFusion where `by` has an attention for a place; no part acts where it has none."""
+    place = "input" if kind == "inputs" else "output"
+    for name in by.tensors:
+        where, _, own = name.rpartition(f"_{place}.query.")
+        if own == "weight" and where.rpartition(".")[0] == path and fits_kind(where, kind):
+            return attend(by.tensors, f"{where}_{place}", y, given)
+    return y
+
+
+def fits_kind(where: str, kind: str) -> bool:
+    """Whether a fusion's tensors for a site are those for a kind of place."""
+    site = where.rpartition(".")[2]
+    others = {"branches": "branch", "attentions": "attention"}
+    return site == others[kind] if kind in others else site not in others.values()
+
+
+def attend(tensors: Mapping[str, Tensor], where: str, y: Tensor, parts: Sequence[Tensor]) -> Tensor:
+    """A fusion's equation, for the tensors of one place: y and each part (..., d), part by part."""
+    Q, K, V = (tensors.get(f"{where}.{name}.weight") for name in ("query", "key", "value"))
+    q = y @ Q.T + tensors[f"{where}.query.bias"]  # type: ignore[union-attr]
+    scores = [(q * ((z - y) @ K.T + tensors[f"{where}.key.bias"])).sum(-1) for z in parts]  # type: ignore[union-attr]
+    total = sum(score.exp() for score in scores)
+    chosen = sum((s.exp() / total)[..., None] * (z - y) for s, z in zip(scores, parts, strict=True))
+    fused: Tensor = y + (chosen if V is None else chosen @ V.T)
+    return fused
 
 
 def list_adapters(tree: Part) -> list[hub.Adapter]:

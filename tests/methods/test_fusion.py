@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from hub.errors import AttachError, BaseMismatch, ConfigError
 from hub.sites import find_sites
 from hub.testing.learning import enable_checkpointing
 from hub_fusion import Choice, FusionConfig
+from tests.composition.reference import attend
 from tests.references.frozen import ROLES, Frozen
 from tests.snapshots import run, shake_adapter, take_snapshot
 from tests.tiny import build_tiny, make_inputs
@@ -52,18 +53,6 @@ def get_leader(fuse: hub.Fuse) -> hub.Adapter:
 def run_with(composition: Any, model: Any = LLAMA, **options: Any) -> torch.Tensor:
     with hub.attach(model, composition, trainable=False, **options):
         return run(model)
-
-
-def attend(
-    tensors: Values, where: str, y: torch.Tensor, parts: Sequence[torch.Tensor]
-) -> torch.Tensor:
-    """The equation, for one site's tensors: y and each part (..., d), part by part."""
-    Q, K, V = (tensors.get(f"{where}.{name}.weight") for name in ("query", "key", "value"))
-    q = y @ Q.T + tensors[f"{where}.query.bias"]  # type: ignore[union-attr]
-    scores = [(q * ((z - y) @ K.T + tensors[f"{where}.key.bias"])).sum(-1) for z in parts]  # type: ignore[union-attr]
-    total = sum(score.exp() for score in scores)
-    chosen = sum((s.exp() / total)[..., None] * (z - y) for s, z in zip(scores, parts, strict=True))
-    return y + (chosen if V is None else chosen @ V.T)
 
 
 # --- against the library -----------------------------------------------------------------------
