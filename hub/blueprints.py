@@ -21,7 +21,7 @@ from hub.adapter import lies_in
 from hub.building import Hollow, Modules, build_modules
 from hub.sites import Site
 
-KEPT = 8
+CONFIGS, MODELS = 8, 4  # whose blueprints are kept
 T = TypeVar("T")
 CONTAINERS = (dict, OrderedDict, list, set)
 TABLES = ("_parameters", "_buffers", "_modules")
@@ -59,7 +59,7 @@ class Piece:
         filled = tuple(name for name, value in held.items() if value)
         return cls(path, module, parameters, buffers, empty, filled)
 
-    def copy(self) -> nn.Module:
+    def copy(self, *, training: bool) -> nn.Module:
         """A module like it, with the same tensors and children."""
         kind = type(self.module)
         twin: nn.Module = kind.__new__(kind)
@@ -69,6 +69,7 @@ class Piece:
             table[name] = container()
         for name in self.filled:
             table[name] = own[name].copy()
+        table["training"] = training
         return twin
 
 
@@ -84,7 +85,6 @@ class Blueprint:
             self.built = build_modules(method, method.choose_sites(sites, config), config)
         self.shapes = {name: tuple(t.shape) for name, t in self.built.tensors().items()}
         self.pieces = [Piece.of(*found) for found in self.built.walk()]
-        self.training = True
         self._answers: dict[Any, dict[Site, Any]] = {}
         modules = [piece.module for piece in self.pieces]
         self.copied = len(set(modules)) == len(modules) and all(map(is_plain, modules))
@@ -99,13 +99,9 @@ class Blueprint:
 
     def make(self, *, training: bool) -> tuple[Modules, list[tuple[Piece, nn.Module]]]:
         """Modules that are nobody else's, without values; and each of them with its piece."""
-        if self.training != training:
-            self.training = training
-            for piece in self.pieces:
-                piece.module.train(training)
         if not self.copied:
-            return self.built, [(piece, piece.module) for piece in self.pieces]
-        made = [(piece, piece.copy()) for piece in self.pieces]
+            return self.built, [(piece, piece.module.train(training)) for piece in self.pieces]
+        made = [(piece, piece.copy(training=training)) for piece in self.pieces]
         twins: dict[nn.Module | None, Any] = {piece.module: twin for piece, twin in made}
         twins[None] = None
         for _, twin in made:
@@ -121,22 +117,33 @@ class Blueprints:
     sites: where methods can act on the model.
     """
 
-    def __init__(self, sites: Sequence[Site]) -> None:
-        self.sites = tuple(sites)
+    def __init__(self, sites: tuple[Site, ...]) -> None:
+        self.sites = sites
         self._kept: list[tuple[Any, Blueprint]] = []
 
     def find(self, method: Any, config: Any, heads: tuple[str, ...] = ()) -> Blueprint:
         """That of a configuration, at sites outside of `heads`. Raises what the method raises."""
         key = method, config, heads
-        for number, (known, blueprint) in enumerate(self._kept):
-            if known == key:
-                self._kept.insert(0, self._kept.pop(number))
-                return blueprint
+        for entry in self._kept:
+            if entry[0] == key:
+                self._kept = [entry, *(other for other in self._kept if other is not entry)]
+                return entry[1]
         sites = [site for site in self.sites if not lies_in(site.path, heads)]
         blueprint = Blueprint(method, sites, config)
         if blueprint.copied:
-            self._kept = [(key, blueprint), *self._kept[: KEPT - 1]]
+            self._kept = [(key, blueprint), *self._kept[: CONFIGS - 1]]
         return blueprint
+
+
+_kept: list[Blueprints] = []
+
+
+def keep_blueprints(sites: tuple[Site, ...]) -> Blueprints:
+    """The blueprints for a model's sites, as `find_sites` gives them: the same ones for another
+    attachment, and for another model that is alike."""
+    found = next((kept for kept in _kept if kept.sites is sites), None) or Blueprints(sites)
+    _kept[:] = [found, *(kept for kept in _kept[:MODELS] if kept is not found)][:MODELS]
+    return found
 
 
 def is_plain(module: nn.Module) -> bool:
@@ -144,6 +151,8 @@ def is_plain(module: nn.Module) -> bool:
     a module holds beside its tensors and children are constants, or containers of them."""
     if any("__slots__" in vars(kind) for kind in type(module).__mro__[:-1]):
         return False
+    if type(module).train is not nn.Module.train:
+        return False  # it sets more than the flag
     tensors = (*module._parameters.values(), *module._buffers.values())
     if not all(type(tensor) in (nn.Parameter, torch.Tensor, type(None)) for tensor in tensors):
         return False

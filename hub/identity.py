@@ -6,7 +6,7 @@ import hashlib
 import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
 from itertools import islice
 from pathlib import Path
@@ -19,29 +19,33 @@ from torch import nn
 from hub.errors import BaseMismatch
 from hub.quantization import get_shape, is_quantized, sample_weight
 from hub.sites import ATTACHED
-from hub_registry.identity import BaseIdentity, TensorSample, compare
+from hub_registry.identity import BaseIdentity, Comparison, TensorSample, compare
 
 SAMPLES = 16
+COMPARED = 4
 COMMIT = re.compile(r"[0-9a-f]{40}")
 SHA256 = re.compile(r"[0-9a-f]{64}")
 
+Fact = tuple[str, torch.Size, torch.dtype, torch.device]
+"""A weight's name, shape, dtype and device."""
 
-@dataclass(frozen=True)
-class Kept:
-    """The samples of a model's weights, and what they were made of.
 
-    facts: each weight's name, shape, dtype and device. values: what was read of all of them, by
-        device.
+@dataclass
+class Known:
+    """What was made of a model's samples, as long as they are what is read of it.
+
+    values: what was read, of the weights on each device. identity: the last one, and what else it
+    was made of. compared: the bases that it was held against, with what came of it.
     """
 
     facts: list[Fact]
     values: list[torch.Tensor]
     samples: dict[str, TensorSample]
+    identity: tuple[Any, BaseIdentity] | None = None
+    compared: list[tuple[BaseIdentity, Comparison]] = field(default_factory=list)
 
 
-Fact = tuple[str, torch.Size, torch.dtype, torch.device]
-
-_kept = WeakKeyDictionary[nn.Module, Kept]()
+_known = WeakKeyDictionary[nn.Module, Known]()
 
 
 def identify_base(model: nn.Module, tokenizer: Any = None) -> BaseIdentity:
@@ -54,16 +58,23 @@ def identify_base(model: nn.Module, tokenizer: Any = None) -> BaseIdentity:
     config = getattr(model, "config", None)
     repo = getattr(config, "_name_or_path", None) or None
     revision = getattr(config, "_commit_hash", None)
-    return BaseIdentity(
-        architecture=getattr(config, "model_type", type(model).__name__),
-        precision=name_dtype(getattr(model, "dtype", torch.float32)),
-        repo=repo,
-        revision=revision if revision and COMMIT.fullmatch(revision) else None,
-        quantization=name_quantization(config),
-        tokenizer=hash_tokenizer(tokenizer) if tokenizer is not None else None,
-        files=hash_cached_files(repo, revision),
-        sample=sample_backbone(model),
-    )
+    told: dict[str, Any] = {
+        "architecture": getattr(config, "model_type", type(model).__name__),
+        "precision": name_dtype(getattr(model, "dtype", torch.float32)),
+        "repo": repo,
+        "revision": revision if revision and COMMIT.fullmatch(revision) else None,
+        "quantization": name_quantization(config),
+        "tokenizer": hash_tokenizer(tokenizer) if tokenizer is not None else None,
+    }
+    sample = sample_backbone(model)
+    known = _known.get(model)
+    if known is None or known.samples is not sample:
+        return BaseIdentity(**told, files=hash_cached_files(repo, revision), sample=sample)
+    if known.identity is None or known.identity[0] != told:
+        files = hash_cached_files(repo, revision)
+        known.identity = told, BaseIdentity(**told, files=files, sample=sample)
+        known.compared.clear()
+    return known.identity[1]
 
 
 def verify_base(expected: BaseIdentity, model: nn.Module, *, who: str, allow_other: bool) -> str:
@@ -72,7 +83,7 @@ def verify_base(expected: BaseIdentity, model: nn.Module, *, who: str, allow_oth
     Raises BaseMismatch, unless `allow_other`, when it is another one. `who` names the adapter.
     """
     found = identify_base(model)
-    comparison = compare(expected, found)
+    comparison = compare_known(expected, found, _known.get(model))
     reasons = "; ".join(comparison.reasons)
     if comparison.verdict == "same":
         return reasons
@@ -82,6 +93,17 @@ def verify_base(expected: BaseIdentity, model: nn.Module, *, who: str, allow_oth
             f"{text}; load that base (in Python, allow_other_base=True attaches it all the same)"
         )
     return text
+
+
+def compare_known(expected: BaseIdentity, found: BaseIdentity, known: Known | None) -> Comparison:
+    """What `compare` says; once for each of the bases that a model was held against last."""
+    if known is None or known.identity is None or known.identity[1] is not found:
+        return compare(expected, found)
+    for base, comparison in known.compared:
+        if base is expected:
+            return comparison
+    known.compared[:] = [(expected, compare(expected, found)), *known.compared[: COMPARED - 1]]
+    return known.compared[0][1]
 
 
 def sample_backbone(model: nn.Module) -> dict[str, TensorSample]:
@@ -96,7 +118,10 @@ def sample_backbone(model: nn.Module) -> dict[str, TensorSample]:
         elif floating:
             samples[name] = None  # its place in the order
             plain[name] = tensor
-    samples |= sample_known(model, plain)
+    read = sample_known(model, plain)
+    if len(read) == len(samples):
+        return read
+    samples |= read
     return {name: sample for name, sample in samples.items() if sample is not None}
 
 
@@ -105,11 +130,11 @@ def sample_known(model: nn.Module, tensors: Mapping[str, torch.Tensor]) -> dict[
     read anew each time."""
     facts = [(name, t.shape, t.dtype, t.device) for name, t in tensors.items()]
     values = pick_values(tensors)
-    kept = _kept.get(model)
-    alike = kept is not None and kept.facts == facts
-    if kept is None or not alike or not all(map(torch.equal, kept.values, values)):
-        kept = _kept[model] = Kept(facts, values, make_samples(tensors, values))
-    return kept.samples
+    known = _known.get(model)
+    alike = known is not None and known.facts == facts
+    if known is None or not alike or not all(map(torch.equal, known.values, values)):
+        known = _known[model] = Known(facts, values, make_samples(tensors, values))
+    return known.samples
 
 
 def list_weights(model: nn.Module) -> Iterator[tuple[str, torch.Tensor, nn.Module]]:

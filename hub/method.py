@@ -247,7 +247,7 @@ def find_hints(config: type) -> dict[str, Any]:
 def fits_type(value: Any, hint: Any) -> bool:
     """Whether a configuration's value is of its field's type: a plain one, a union of them, a
     tuple of one kind, or a mapping. True and False are no numbers, a whole number is a float."""
-    origin, parts = get_origin(hint), get_args(hint)
+    origin, parts = split_hint(hint)
     if hint is Any or isinstance(hint, TypeVar):
         return True
     if origin in (Union, UnionType):
@@ -263,6 +263,12 @@ def fits_type(value: Any, hint: Any) -> bool:
     if isinstance(value, bool):
         return hint is bool
     return isinstance(value, int | float if hint is float else origin or hint)
+
+
+@cache
+def split_hint(hint: Any) -> tuple[Any, tuple[Any, ...]]:
+    """A type without its parameters, None for a plain one, and these."""
+    return get_origin(hint), get_args(hint)
 
 
 WORDS: dict[Any, tuple[str, str]] = {

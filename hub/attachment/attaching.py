@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import ChainMap
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from types import MappingProxyType, TracebackType
@@ -308,7 +309,7 @@ class Attachment:
             for adapter in new
         }
         for line in lines:
-            check_conflicts(line, {**there, **fits})
+            check_conflicts(line, ChainMap(fits, there))
         self._installation.take(fits.values(), lines)
         self.notes += notes
 

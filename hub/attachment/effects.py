@@ -219,7 +219,7 @@ def hang_effects(
     streams: bool,
 ) -> list[RemovableHandle]:
     """Hang hooks at one site: for what changes its input, and its output, and reads the stream."""
-    target, name = model.get_submodule(site.owner), site.input_name
+    target, name = find_module(model, site.owner), site.input_name
     handles = []
     if inputs:
         inner = InputEffect(switch, acting)
@@ -234,7 +234,7 @@ def hang_effects(
                 switch, acting, site.output_index, name=name, stream=stream
             )
             reader = StreamReader(stream, switch)
-            taker = model.get_submodule(site.stream)
+            taker = find_module(model, site.stream)
             handles.append(taker.register_forward_pre_hook(reader, with_kwargs=True))
         elif name is not None:
             outer = KeywordEffect(switch, acting, site.output_index, name=name)
@@ -242,6 +242,15 @@ def hang_effects(
             outer = Effect(switch, acting, site.output_index)
         handles.append(target.register_forward_hook(outer, with_kwargs=by_name))
     return handles
+
+
+def find_module(model: nn.Module, path: str) -> nn.Module:
+    """The module at a path, where there is one: torch's `get_submodule` takes thrice as long."""
+    module: Any = model
+    for name in path.split(".") if path else ():
+        module = module._modules[name]
+    found: nn.Module = module
+    return found
 
 
 class CheckpointGuard:

@@ -20,6 +20,7 @@ from hub.building import Modules, name_tensors, walk_owners
 from hub.discovery import installed_methods
 from hub.errors import AttachError, MethodError
 from hub.heads import copy_head
+from hub.method import Method
 from hub.sites import Site, find_sites
 
 NAMED = 3
@@ -105,8 +106,9 @@ def fit_adapter(
             path, place = piece.path, find_place(model, piece.path)
         if piece.parameters or piece.buffers:
             fill_module(module, piece, adapter, place, learns=learns)
-    for site, module in built.sites.items():
-        method.bind(module, site, Base(model, site.owner, site.part))
+    if type(method).bind is not Method.bind:
+        for site, module in built.sites.items():
+            method.bind(module, site, Base(model, site.owner, site.part))
     return Fit(adapter, learns, built, blueprint.ask(Kind.of), heads)
 
 
@@ -176,13 +178,12 @@ def fill_module(
 def find_place(model: nn.Module, path: str) -> tuple[torch.device, torch.dtype]:
     """Where the module that `path` is or lies in computes and in what precision: its weights', or
     its parents'."""
-    module, holders = model, [model]
-    for name in path.strip(".").split("."):
-        child = module._modules.get(name)
+    holders = [model]
+    for name in path.split("."):
+        child = holders[-1]._modules.get(name)
         if child is None:
             break
-        module = child
-        holders.append(module)
+        holders.append(child)
     for holder in reversed(holders):
         for parameter in chain(holder._parameters.values(), holder.parameters()):
             if parameter is not None and parameter.is_floating_point():

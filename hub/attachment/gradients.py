@@ -14,7 +14,7 @@ import torch
 from torch import nn
 from torch.utils.hooks import RemovableHandle
 
-from hub.sites import find_sites
+from hub.sites import ATTACHED, find_sites
 
 
 def ask_gradients(model: nn.Module) -> list[RemovableHandle]:
@@ -32,8 +32,9 @@ def ask_gradient(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
 
 
 def writes_backward(model: nn.Module) -> bool:
-    """Whether the file of one of the model's classes defines a function with its own backward."""
-    names = {type(module).__module__ for module in model.modules()}
+    """Whether the file of one of the base's classes defines a function with its own backward."""
+    own = (m for path, m in model.named_modules() if path.split(".")[0] != ATTACHED)
+    names = {type(module).__module__ for module in own}
     files = [vars(sys.modules[name]) for name in names if name in sys.modules]
     return any(
         isinstance(value, type)

@@ -21,7 +21,7 @@ from hub.attachment.nodes import Chain
 from hub.attachment.places import Place
 from hub.attachment.repeating import Generator, Repeater
 from hub.attachment.routing import Table, list_adapters, list_answering
-from hub.blueprints import Blueprints
+from hub.blueprints import keep_blueprints
 from hub.composition import Part, Split, walk
 from hub.errors import AttachError
 from hub.sites import ATTACHED, Site, find_sites
@@ -43,7 +43,7 @@ class Installation:
         self.switch = Switch()
         self.fits: dict[Adapter, Fit] = {}
         sites = find_sites(model)
-        self.blueprints = Blueprints(sites)
+        self.blueprints = keep_blueprints(sites)
         self.fronts = Fronts(model, self.switch, sites)
         self._places: dict[Site, Place] = {}
         self._heads: dict[str, HeadHook] = {}
@@ -100,8 +100,8 @@ class Installation:
     def hang(self) -> None:
         """Put the live modules and the hooks into the model."""
         self._hung = True
+        self.container.training = self.model.training
         self._show(self.fits.values())
-        self.container.train(self.model.training)
         self.model.add_module(ATTACHED, self.container)
         self._hang(self._places.values())
         repeater = Repeater(self.switch, self.model)
@@ -133,8 +133,9 @@ class Installation:
         laid = self._prepare(table)
         answers = [(hook, self._find_heads(path, table)) for path, hook in self._heads.items()]
         before = self.switch.table
-        for acting in self._laid.keys() - laid.keys():
-            acting.chains = (), ()
+        if not self._laid.keys() <= laid.keys():
+            for acting in self._laid.keys() - laid.keys():
+                acting.chains = (), ()
         for acting, chains in laid.items():
             acting.chains = chains
         self._laid = laid
@@ -156,7 +157,7 @@ class Installation:
             while f"{number}_{escape(fit.adapter.label)}" in self.container._modules:
                 number += 1
             name = f"{number}_{escape(fit.adapter.label)}"
-            self.container.add_module(name, collect_modules(fit))
+            self.container.add_module(name, collect_modules(fit, self.model.training))
 
     def _hang(self, places: Iterable[Place]) -> None:
         """Hang what these places miss. At one module what acts on its projection comes before what
@@ -240,14 +241,18 @@ class Installation:
 
     def _repeat(self, table: Table) -> None:
         """Let `generate` repeat its prompts where the table repeats the batch."""
-        vars(self.model).pop("generate", None)
+        own = vars(self.model)
+        if "generate" in own:
+            del own["generate"]
         if table.copies > 1 and hasattr(self.model, "generate"):
-            vars(self.model)["generate"] = Generator(self.switch, self.model)
+            own["generate"] = Generator(self.switch, self.model)
 
 
-def collect_modules(fit: Fit) -> nn.Module:
-    """An adapter's live modules under one, named by their kind of site and path."""
+def collect_modules(fit: Fit, training: bool) -> nn.Module:
+    """An adapter's live modules under one, named by their kind of site and path, in training mode
+    or not."""
     container = nn.Module()
+    container.training = training
     vars(container)["adapter"] = fit.adapter
     children = container._modules
     if fit.built.shared is not None:
@@ -256,6 +261,8 @@ def collect_modules(fit: Fit) -> nn.Module:
         children[f"{site.kind}/{escape(site.path, '/')}"] = module
     for path, head in fit.heads.items():
         children[f"head/{escape(path, '/')}"] = head
+    if any(module.training != training for module in children.values() if module is not None):
+        container.train(training)  # they were not there when the model's mode changed
     return container
 
 

@@ -97,6 +97,9 @@ class Routing:
 
     def lay(self, rows: Rows) -> Table:
         """The table for these rows. Raises AttachError."""
+        known = self._tables.get(rows) if type(rows) is int else None
+        if known is not None:
+            return known
         if rows is None:
             if self.splits:
                 there = ", ".join(f"{n} {show(route)}" for n, route in self.routes.items())

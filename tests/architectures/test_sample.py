@@ -95,6 +95,7 @@ def test_site_without_an_effect_is_found(
 
     monkeypatch.setattr(method, "choose_sites", choose)
     monkeypatch.setattr(method, "build", build)
+    monkeypatch.setattr(hub.blueprints, "_kept", [])  # what the method built before
     result = prove_cell(bare, "bitfit", "bitfit", {})
     assert result["verdict"] == ("failed" if idle else "passed")
     assert (

@@ -118,15 +118,13 @@ def test_operators_give_the_same_when_compiled(compiled: Compiled, operator: str
 
 
 def test_more_tables_than_graphs_are_kept_are_still_followed(
-    compiled: Compiled, monkeypatch: pytest.MonkeyPatch
+    compiled: Compiled,
 ) -> None:
     """Beyond torch's limit a model runs uncompiled, and right."""
-    monkeypatch.setattr(torch._dynamo.config, "recompile_limit", 2)
     parts = [compiled.make(method) for method in ("lora", "ia3", "houlsby", "parallel")]
     compiled.learn(*parts)
-    with hub.attach(
-        compiled.model, hub.BatchSplit(*parts), rows=[0, 1], trainable=False
-    ) as attachment:
+    attached = hub.attach(compiled.model, hub.BatchSplit(*parts), rows=[0, 1], trainable=False)
+    with torch._dynamo.config.patch(recompile_limit=2), attached as attachment:
         for rows in ([0, 1], [0, 2], [0, 3], [1, 2], [2, 3]):
             attachment.route(rows)
             compiled.require([parts[row] for row in rows])
