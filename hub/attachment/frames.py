@@ -72,15 +72,16 @@ def find_frame(front: object) -> Frame | None:
 
 
 class Ruler:
-    """Tells what acts at single positions which are there, in the forward of a front."""
+    """Tells what acts at single positions which are there, in the forward of a front, or of the one
+    of several that runs."""
 
-    def __init__(self, front: object) -> None:
-        self.front = front
+    def __init__(self, *fronts: object) -> None:
+        self.fronts = fronts
 
     def read(self, path: str) -> Tensor:
         """Which of its row's own positions each one is, (rows, positions), negative for what stands
         before them. Raises AttachError outside of a forward."""
-        frame = find_frame(self.front)
+        frame = self._find()
         if frame is None or frame.places is None:
             raise AttachError(
                 f"a split acts at {path} outside of a forward of the model, where positions are "
@@ -90,9 +91,12 @@ class Ruler:
 
     def keep(self, places: Tensor) -> Tensor:
         """Those of the positions there that there shall be logits of, (rows, kept)."""
-        frame = find_frame(self.front)
+        frame = self._find()
         kept = None if frame is None else frame.kept
         if kept is None or (isinstance(kept, int) and not kept):
             return places
         chosen: Tensor = places[:, kept if isinstance(kept, Tensor) else slice(-kept, None)]
         return chosen
+
+    def _find(self) -> Frame | None:
+        return next((frame for front in self.fronts if (frame := find_frame(front))), None)

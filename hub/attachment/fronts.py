@@ -221,7 +221,7 @@ class Front:
             spread = mask.shape[1] == frame.inserted + length  # on the way here
             frame.order = self.find_order(mask, frame.owner, spread=spread)
         if self.ruled:
-            frame.places = self._measure(mask, frame, held, given.device)
+            frame.places = self._measure(kwargs, frame, held, given.device)
         self._move_positions(kwargs, frame, held)
         if frame.inserted and self.shift.follows and isinstance(kwargs.get("labels"), Tensor):
             kwargs["labels"] = self._drop_labels(kwargs["labels"], mask, frame)
@@ -311,12 +311,17 @@ class Front:
         spread: Tensor = arrange(torch.cat([front, mask], dim=1), order)
         return spread
 
-    def _measure(self, mask: Any, frame: Frame, held: int, device: torch.device) -> Tensor:
+    def _measure(
+        self, kwargs: dict[str, Any], frame: Frame, held: int, device: torch.device
+    ) -> Tensor:
         """Which of its row's own positions each one is; see `Frame.places`."""
+        mask, told = kwargs.get("attention_mask"), kwargs.get("position_ids")
         if isinstance(mask, Tensor) and mask.dim() == 2:
             if frame.inserted and mask.shape[1] == frame.inserted + frame.length:
                 mask = take_tokens(mask, frame.order, frame.inserted)  # spread on the way here
-            own: Tensor = (mask.cumsum(1) - 1)[:, -frame.length :].to(device)
+            own = (mask.cumsum(1) - 1)[:, -frame.length :].to(device)
+        elif mask is not None and isinstance(told, Tensor) and told.dim() == 2:
+            own = told.expand(frame.rows, -1)  # of a mask of another kind they tell of the padding
         else:
             start = frame.find_start(held)
             own = torch.arange(start, start + frame.length, device=device).expand(frame.rows, -1)

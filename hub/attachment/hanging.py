@@ -59,8 +59,11 @@ class Fronts:
 
     def find_ruler(self, site: Site) -> Ruler:
         """What tells positions apart at a site."""
-        inside = self.encoder is not None and site.owner.startswith(f"{self.stacks.encoder}.")
-        return Ruler(self.encoder if inside else self.decoder)
+        if self.encoder is None:
+            return Ruler(self.decoder)
+        stacks = {self.stacks.encoder: self.encoder, self.stacks.decoder: self.decoder}
+        inside = [front for path, front in stacks.items() if site.owner.startswith(f"{path}.")]
+        return Ruler(*inside or stacks.values())  # embeddings that both look up their tokens in
 
     def hang(self, places: Iterable[Place], *, ruled: bool, again: bool) -> bool:
         """Hang the hooks that the places of kind attention and embedding call for; `ruled` says

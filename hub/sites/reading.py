@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from torch import nn
 
 from hub.sites.attention import can_extend, find_input, find_looks, find_stacks
-from hub.sites.axes import find_axes
+from hub.sites.axes import find_axes, find_encoded
 from hub.sites.dataflow import Flow
 from hub.sites.experts import list_stacked
 from hub.sites.layers import find_layer, list_alternatives, list_containers, number_layers
@@ -70,7 +70,8 @@ def read_sites(trace: Trace, model: nn.Module, modules: dict[str, nn.Module]) ->
     for site in sites:
         if site.kind == "attention":  # before what its output goes through
             order.setdefault(site.path, order[site.feeds[0]])
-    sites = [find_axes(trace, calls, site) for site in sites]
+    encoded = find_encoded(trace, find_stacks(model).encoder)
+    sites = [find_axes(trace, calls, encoded, site) for site in sites]
     for group in list_alternatives(modules, layers, places):
         sites = [
             replace(site, row_axis=None, position_axis=None)

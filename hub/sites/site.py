@@ -50,8 +50,8 @@ class Site:
 
     `row_axis` and `position_axis` are the axes of rows and positions in what comes out, the same
     one where the positions of the first row are followed by those of the second; None where there
-    is no such axis: a pooler has no positions, and an expert that is a module of its own gets the
-    tokens that chose it, of whatever row.
+    is no such axis: a pooler has no positions, nor has what a decoder makes of an encoder's output,
+    and an expert that is a module of its own gets the tokens that chose it, of whatever row.
 
     Roles of a projection: query, key, value, qkv (several of them), output (of an attention); in,
     gate, out (of a feed-forward or a mixer; a gate goes through the activation); head (after the

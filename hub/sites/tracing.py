@@ -13,6 +13,7 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -55,6 +56,7 @@ class Trace:
     keeps_positions: the positions that the model counts can be told to it instead.
     fills_cache: a plain cache keeps what the attention functions are given.
     length: how many tokens the model was given.
+    decoded: the node of the tokens that its decoder was given; None where it has none.
     """
 
     flow: Flow
@@ -64,6 +66,7 @@ class Trace:
     fills_cache: bool
     length: int
     outputs: tuple[int, ...]
+    decoded: int | None = None
 
 
 def trace_forward(model: nn.Module, example: Mapping[str, Any] | None = None) -> Trace:
@@ -111,6 +114,8 @@ def _watch_forward(model: nn.Module, inputs: Mapping[str, Any]) -> Trace:
             for value in inputs.values():
                 if isinstance(value, Tensor):
                     flow.mark_input(value)
+            decoded = inputs.get("decoder_input_ids")
+            decoded = flow.find_node(decoded) if isinstance(decoded, Tensor) else None
             output = model(**inputs)
             output = getattr(output, "logits", output)
             outputs = tuple(
@@ -119,7 +124,7 @@ def _watch_forward(model: nn.Module, inputs: Mapping[str, Any]) -> Trace:
         told = bool(attention) and keeps_positions(model, inputs)
         cached = told and fills_cache(model, inputs, modules, attention)
     length = next(value.shape[1] for value in inputs.values() if isinstance(value, Tensor))
-    return Trace(flow, tuple(calls), tuple(attention), told, cached, length, outputs)
+    return Trace(flow, tuple(calls), tuple(attention), told, cached, length, outputs, decoded)
 
 
 def _make_hook(path: str, flow: Flow, calls: list[Call]) -> Callable[..., None]:
@@ -238,15 +243,19 @@ def make_inputs(model: nn.Module) -> Iterator[dict[str, Any]]:
     yield {name: torch.ones(1, TOKENS, width, device=device, dtype=weight.dtype), **fixed}
 
 
-def list_words(model: nn.Module) -> list[int]:
+def list_words(model: nn.Module) -> tuple[int, ...]:
     """The token ids that mean nothing special to `model`; at least one id."""
     config: Any = getattr(model, "config", None)
     settings = config.to_dict() if hasattr(config, "to_dict") else {}
     vocabulary = min(_collect(settings, "vocab_size"), default=0) or max(
         (table.num_embeddings for table in _list_tables(model)), default=2
     )
-    special = _collect(settings, r".*_token_(id|index)")
-    return [word for word in range(vocabulary) if word not in special] or [0]
+    return _list_others(vocabulary, frozenset(_collect(settings, r".*_token_(id|index)")))
+
+
+@lru_cache(maxsize=8)
+def _list_others(count: int, special: frozenset[int]) -> tuple[int, ...]:
+    return tuple(word for word in range(count) if word not in special) or (0,)
 
 
 def _list_tables(model: nn.Module) -> list[nn.Embedding]:
