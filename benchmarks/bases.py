@@ -72,6 +72,6 @@ def generate(model: Any) -> Step:
     return step
 
 
-def draw_ids() -> torch.Tensor:
-    """8 rows of 128 tokens."""
-    return torch.randint(3, WORDS, (8, 128), generator=torch.Generator().manual_seed(0))
+def draw_ids(rows: int = 8) -> torch.Tensor:
+    """Rows of 128 tokens."""
+    return torch.randint(3, WORDS, (rows, 128), generator=torch.Generator().manual_seed(0))

@@ -2,7 +2,7 @@
 
     python benchmarks/composition.py [--adapters VENV/bin/python] [--rounds N] [--write]
 
-Runs overhead.py, training.py, mixed.py in two sizes, loading.py and combine.py, one after the
+Runs overhead.py, training.py and mixed.py in two sizes, loading.py and combine.py, one after the
 other, each in a process of its own, and gathers their figures: ratios to a floor that each names.
 ``--adapters`` names a Python that has adapters 1.3.0 and transformers 4.57.6, which can't be
 installed beside ours; benchmarks/composition_adapters.py runs in it, over a bare model of its own.
@@ -29,7 +29,8 @@ PLOT = PAGE.with_name("composition.svg")
 BEGIN, END = "<!-- composition.py -->", "<!-- end of composition.py -->"
 SCRIPTS: dict[str, list[str]] = {
     "overhead": ["overhead.py"],
-    "training": ["training.py"],
+    "training 256": ["training.py"],
+    "training 768": ["training.py", "--hidden", "768", "--rows", "4"],
     "mixed 768": ["mixed.py"],
     "mixed 256": ["mixed.py", "--hidden", "256", "--layers", "4"],
     "loading": ["loading.py"],

@@ -84,7 +84,7 @@ def main() -> None:
         theirs.train_adapter("a0")
         return over(floor.train(), theirs.train(), train)
 
-    note("training", "step over floor", learn)
+    note("training 256", "step, float32, eager", learn)
 
     def switch() -> float:
         theirs, turn = build(768, 12, 100), iter(range(1 << 30))

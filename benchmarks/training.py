@@ -1,6 +1,6 @@
 """What LoRA r=8 on all linears costs when it learns: a training step over its floor.
 
-    python benchmarks/training.py [--rounds 40] [--hidden 256] [--layers 4] [--rows 8] [--eager]
+    python benchmarks/training.py [--rounds 20] [--hidden 256] [--layers 4] [--rows 8] [--eager]
 
 A step is a forward of ROWS x 128 tokens, the loss and the backward. The floor is the same base,
 frozen, with gradients for activations alone: they go back to the embeddings, and no weight has any.
@@ -21,32 +21,15 @@ from typing import Any
 
 import peft
 import torch
+from bases import TARGETS, build_base, draw_ids
 from measuring import Report, compare, make_parser, measure
 from torch import nn
 from torch.nn import functional as F
-from transformers import LlamaConfig, LlamaForCausalLM, set_seed
 
 import hub
 
-TARGETS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 BAR = 1.2
 Loss = Callable[[], Any]
-
-
-def build_base(hidden: int, layers: int, dtype: torch.dtype) -> Any:
-    """The same weights each time."""
-    set_seed(0)
-    config = LlamaConfig(
-        hidden_size=hidden,
-        intermediate_size=-(-hidden * 8 // 3 // 16) * 16,
-        num_hidden_layers=layers,
-        num_attention_heads=hidden // 32,
-        num_key_value_heads=hidden // 64,
-        vocab_size=2048,
-        max_position_embeddings=512,
-    )
-    base: Any = LlamaForCausalLM(config)
-    return base.to(dtype).train()
 
 
 def attach_ours(base: Any) -> Any:
@@ -79,8 +62,7 @@ def write_by_hand(base: Any) -> Any:
 
 def build_losses(make: Callable[[], Any], rows: int, compiled: bool) -> dict[str, tuple[Any, Loss]]:
     """Of each, the model and what runs it forward to its loss."""
-    generator = torch.Generator().manual_seed(0)
-    ids = torch.randint(3, 2048, (rows, 128), generator=generator)
+    ids = draw_ids(rows)
     models = {
         "floor": make().requires_grad_(False),
         "peft": wrap(make()),
@@ -150,7 +132,7 @@ def keep_pages() -> None:
 
 def main() -> None:
     """Print the table."""
-    parser = make_parser(__doc__, rounds=40)
+    parser = make_parser(__doc__, rounds=20)
     parser.add_argument("--hidden", type=int, default=256)
     parser.add_argument("--layers", type=int, default=4)
     parser.add_argument("--rows", type=int, default=8)
@@ -168,7 +150,7 @@ def main() -> None:
             case = f"{str(dtype).removeprefix('torch.')}, {'compiled' if compiled else 'eager'}"
 
             def make(dtype: torch.dtype = dtype) -> Any:
-                return build_base(options.hidden, options.layers, dtype)
+                return build_base(options.hidden, options.layers).to(dtype).train()
 
             losses = build_losses(make, options.rows, compiled)
             steps = {name: train(*pair) for name, pair in losses.items()}
