@@ -20,7 +20,7 @@ from tests.cli.conftest import Run
 
 Read = Callable[..., Any]
 ROOT = Path(__file__).parents[2]
-BUILT_IN = sorted(path.stem.removeprefix("hub_") for path in (ROOT / "plugins").glob("*.py"))
+BUILT_IN = sorted(path.stem.removeprefix("hub_") for path in (ROOT / "plugins").glob("hub_*"))
 
 
 def test_methods_are_listed_with_their_papers(run: Run, read: Read) -> None:

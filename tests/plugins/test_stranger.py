@@ -143,5 +143,5 @@ def test_it_is_one_short_file_that_we_know_nothing_of() -> None:
     assert count < 80
     assert f"in {count} lines" in TUTORIAL
     assert tomllib.loads((EXAMPLE / "pyproject.toml").read_text())["project"]["name"] == "hub-vera"
-    ours = [*(ROOT / "hub").rglob("*.py"), *(ROOT / "plugins").glob("*.py")]
+    ours = [*(ROOT / "hub").rglob("*.py"), *(ROOT / "plugins").rglob("*.py")]
     assert [path for path in ours if "hub_vera" in path.read_text()] == []
