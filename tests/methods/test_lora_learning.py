@@ -10,7 +10,8 @@ import torch
 from torch.func import functional_call, grad, vmap
 
 import hub
-from hub_lora import LoRAConfig, LoRALayer, Update
+from hub_lora import LoRAConfig, LoRALayer
+from hub_lora.learning import Update
 from tests.snapshots import shake_adapter
 from tests.tiny import build_tiny, make_inputs
 
