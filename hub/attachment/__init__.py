@@ -4,8 +4,11 @@ attaching    puts them together: `attach`
 admission    which adapters, and whether they may
 fitting      an adapter's live modules for one model, all checked
 effects      the hooks that let them act at a module; experts: at one of a stack
-fronts       virtual positions in front of the tokens, by means of
-  frames, caches, placing, checking, cutting, crossing
+fronts       the hooks that put virtual positions in front of the tokens and take them off
+  layouts    what stands in front of each row; placing: where
+  arguments  a forward's, widened; numbering: their positions; checking: before
+  frames     what is known while a forward runs; caches: what the next one finds
+  cutting    the outputs; crossing: from an encoder to its decoder
 prefixes     keys and values in front, at one attention or through all
 hanging      the hooks of fronts and prefixes
 gradients    through layers that write their own backward

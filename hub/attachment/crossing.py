@@ -8,7 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from hub.attachment.fronts import Front, list_parameters
+from hub.attachment.arguments import list_parameters
+from hub.attachment.fronts import Front
 from hub.attachment.placing import take_tokens
 from hub.errors import AttachError
 
@@ -26,49 +27,53 @@ class Crossing:
     ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
         """The forward pre-hook: widen the mask of what is encoded. Raises AttachError where that
         lacks the virtual tokens."""
-        if not self.front.switch.on or not self.front.count:
+        layout = self.front.layout
+        if not self.front.switch.on or not layout.count:
             return None
         kwargs = {**dict(zip(self.parameters, args, strict=False)), **kwargs}
         mask, encoded = kwargs.get("attention_mask"), kwargs.get("encoder_outputs")
         given = encoded[0] if encoded is not None else kwargs.get("input_ids")
-        if mask is None and self.front.ahead is not None and given is not None:
-            length = given.shape[1] - (self.front.count if encoded is not None else 0)
+        if mask is None and layout.uneven is not None and given is not None:
+            length = given.shape[1] - (layout.count if encoded is not None else 0)
             mask = torch.ones(len(given), length, dtype=torch.long, device=given.device)
         if mask is not None:
             length = mask.shape[1]
-            there = length + self.front.count if encoded is None else encoded[0].shape[1]
+            there = length + layout.count if encoded is None else encoded[0].shape[1]
             if there == length:
                 raise AttachError(
                     f"encoder_outputs has {there} positions for the {length} of attention_mask, "
-                    f"and the adapters' {self.front.count} virtual tokens belong in front; encode "
+                    f"and the adapters' {layout.count} virtual tokens belong in front; encode "
                     "while they act, and give the mask of the tokens alone"
                 )
-            if there == length + self.front.count:
-                owner = self.front.find_owner(len(mask), mask.device)
-                kwargs["attention_mask"] = self.front.spread_mask(mask, owner)
+            if there == length + layout.count:
+                owner = layout.find_owner(len(mask), mask.device)
+                kwargs["attention_mask"] = layout.spread_mask(mask, owner)
         return (), kwargs
 
     def leave(
         self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any
     ) -> Any:
         """The forward hook: what the model says of its encoder is about the tokens given."""
-        if not self.front.switch.on or not self.front.count or not isinstance(output, Mapping):
+        layout, count = self.front.layout, self.front.layout.count
+        if not self.front.switch.on or not count or not isinstance(output, Mapping):
             return None
-        count, mask = self.front.count, kwargs.get("attention_mask")
+        mask = kwargs.get("attention_mask")
         order = None
         if mask is not None and mask.shape[1] > count:
-            owner = self.front.find_owner(len(mask), mask.device)
-            order = self.front.find_order(mask, owner, spread=True)
+            owner = layout.find_owner(len(mask), mask.device)
+            order = layout.find_order(mask, owner, spread=True)
         changed = {}
         for name, value in output.items():
             if value is not None and (name == "cross_attentions" or name.startswith("encoder_")):
                 parts = [value] if isinstance(value, Tensor) else value
-                parts = tuple(self._cut(part, order, name) for part in parts)
+                parts = tuple(cut_encoded(part, order, count, name) for part in parts)
                 value = parts[0] if isinstance(value, Tensor) else parts
             changed[name] = value
         return type(output)(**changed)
 
-    def _cut(self, value: Tensor, order: Tensor | None, name: str) -> Tensor:
-        if name != "cross_attentions":
-            value = take_tokens(value, order, self.front.count, 2 if value.dim() == 4 else 1)
-        return take_tokens(value, order, self.front.count, 3) if value.dim() == 4 else value
+
+def cut_encoded(value: Tensor, order: Tensor | None, count: int, name: str) -> Tensor:
+    """What is said of an encoder's positions, without the first `count`."""
+    if name != "cross_attentions":
+        value = take_tokens(value, order, count, 2 if value.dim() == 4 else 1)
+    return take_tokens(value, order, count, 3) if value.dim() == 4 else value

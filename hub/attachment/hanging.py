@@ -14,7 +14,8 @@ from hub.attachment.chains import count_virtual
 from hub.attachment.crossing import Crossing
 from hub.attachment.effects import Switch
 from hub.attachment.frames import Ruler
-from hub.attachment.fronts import Ahead, Front
+from hub.attachment.fronts import Front
+from hub.attachment.layouts import Ahead
 from hub.attachment.nodes import Chain, extends
 from hub.attachment.places import Place
 from hub.attachment.prefixes import AttentionEffect, CacheFiller, FeedEffect

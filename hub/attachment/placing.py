@@ -6,8 +6,10 @@ on the left.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 
 def find_order(
@@ -66,3 +68,21 @@ def find_places(order: Tensor | None, count: int, tokens: Tensor) -> Tensor:
     known = (tokens >= 0) & (moved < order.shape[1])
     places = order.argsort(1).gather(1, torch.where(known, moved, 0).unsqueeze(1)).squeeze(1)
     return torch.where(known, places, moved)
+
+
+def line_up(
+    tables: Sequence[Tensor], count: int, owner: Tensor | None, behind: Tensor | None = None
+) -> Tensor:
+    """Tables of (n, width) at the end of `count` places, one for each row: (rows, count, width).
+
+    owner: which table each row has; None for the one that there is, (1, count, width).
+    behind: how many places each table leaves free at the end; None for none.
+    """
+    if len(tables) == 1:
+        return tables[0].unsqueeze(0)
+    free = [0] * len(tables) if behind is None else behind.tolist()
+    padded = [
+        nn.functional.pad(table, (0, 0, count - len(table) - after, after))
+        for table, after in zip(tables, free, strict=True)
+    ]
+    return torch.stack(padded)[owner]

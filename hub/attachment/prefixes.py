@@ -16,8 +16,10 @@ from torch import Tensor, nn
 from hub.attachment.caches import count_cached
 from hub.attachment.effects import Switch
 from hub.attachment.fitting import find_place
-from hub.attachment.fronts import Front, line_up
+from hub.attachment.fronts import Front
+from hub.attachment.layouts import pick
 from hub.attachment.nodes import Chain, run_after, run_extend
+from hub.attachment.placing import line_up
 from hub.errors import AttachError
 from hub.interfaces import Function, FunctionHook
 from hub.sites import Site
@@ -68,15 +70,16 @@ class AttentionEffect(FunctionHook):
     def make(self, like: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
         """Keys and values of the prefix for as many rows as `like`: (rows, heads, n, head_dim), and
         which of them are none, (rows, n); None where all are."""
-        rows, count = len(like), self.front.moved
-        owner = self.front.find_owner(rows, like.device)
+        layout = self.front.layout
+        rows, count = len(like), layout.moved
+        owner = layout.find_owner(rows, like.device)
         empty = like.new_zeros(0, sum(self.widths))
         tables = [run_extend(chain).to(empty) if chain else empty for chain in self.prefixes]
         extended = line_up(tables, count, owner).expand(rows, -1, -1)
         parts = torch.split(extended, list(self.widths), dim=2)
         key, value = (part.view(rows, count, self.heads, -1).transpose(1, 2) for part in parts)
-        real = self.front.real_moved
-        return key, value, None if real is None else real.to(like.device)[owner]
+        uneven = layout.uneven
+        return key, value, None if uneven is None else pick(uneven.real_moved, owner)
 
 
 def widen_mask(
@@ -168,23 +171,24 @@ class FeedEffect:
         self.axis = axis
 
     def __call__(self, module: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor | None:
-        front = self.front
-        if not self.switch.on or not front.blank:
+        layout = self.front.layout
+        if not self.switch.on or not layout.blank:
             return None
-        frame = front.frame
+        frame = self.front.frame
         if frame is None and not torch.is_grad_enabled():
             return None  # the module is called by itself
         if frame is not None and not frame.inserted:
             return None
         start, end = self.part
-        owner = front.find_owner(output.shape[1 - self.axis], output.device)
+        owner = layout.find_owner(output.shape[1 - self.axis], output.device)
         empty = output.new_zeros(0, end - start)
         tables = [
             run_extend(chain)[:, start:end].to(empty) if chain else empty for chain in self.prefixes
         ]
         # A row's blanks may be elsewhere than those of other rows.
-        count = front.blank if front.prompts is None else front.count
-        before = front.offset
+        uneven = layout.uneven
+        count = layout.blank if uneven is None else layout.count
+        before = self.front.offset
         after = before + count
         if output.shape[self.axis] < after:
             raise AttachError(
@@ -195,11 +199,11 @@ class FeedEffect:
             output.narrow(self.axis, first, last - first)
             for first, last in ((0, before), (before, after), (after, output.shape[self.axis]))
         )
-        extended = line_up(tables, count, owner, front.free)
+        extended = line_up(tables, count, owner, None if uneven is None else uneven.free)
         extended = extended if self.axis else extended.transpose(0, 1)
-        if front.blanks is None:
+        if uneven is None:
             middle = extended.expand_as(middle)
         else:
-            blanks = front.blanks.to(output.device)[owner].unsqueeze(-1)
+            blanks = pick(uneven.blanks, owner).unsqueeze(-1)
             middle = torch.where(blanks if self.axis else blanks.transpose(0, 1), extended, middle)
         return torch.cat([head, middle, tail] if before else [middle, tail], dim=self.axis)

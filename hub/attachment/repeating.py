@@ -9,9 +9,9 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from hub.attachment.arguments import list_parameters
 from hub.attachment.caches import find_cache, is_filled
 from hub.attachment.effects import Switch
-from hub.attachment.fronts import list_parameters
 from hub.attachment.mixing import count_each, say_rows
 
 _repeated = threading.local()
