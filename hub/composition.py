@@ -7,15 +7,13 @@ printed as what `parse_composition` reads again.
 
 from __future__ import annotations
 
-import json
-import math
-import re
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Union
+from typing import TYPE_CHECKING, Any, ClassVar, TypeVar, Union
 
 from hub.adapter import Adapter
 from hub.errors import AttachError
+from hub.weights import DESCRIBED, find_shares, is_weight
 
 if TYPE_CHECKING:
     from torch import nn
@@ -23,9 +21,9 @@ if TYPE_CHECKING:
 Leaf = Adapter | str | None
 Part = Union["Operator", Leaf]
 GivenPart = Part | Path
-
-NONE = "none"
-PLAIN = re.compile(r'[^\s(),;"]+')  # a reference that is printed without quotes
+Leader = Adapter | str
+Setting = float | Leader
+T = TypeVar("T")
 
 
 class Operator:
@@ -37,14 +35,23 @@ class Operator:
 
     name: ClassVar[str]
 
-    def __init__(
-        self, parts: Sequence[GivenPart], settings: Sequence[float | Adapter | str] = ()
-    ) -> None:
+    def __init__(self, *parts: GivenPart) -> None:
+        self._keep(parts)
+
+    def _keep(self, parts: Sequence[GivenPart], settings: Sequence[Setting] = ()) -> None:
         if not parts:
             raise AttachError(f"a {self.name} needs at least one part")
         self._parts = tuple(check_part(self.name, part) for part in parts)
-        self._settings = tuple(settings)
+        self._settings: tuple[Any, ...] = tuple(settings)
         self._hash = hash((self.name, self._settings, self._parts))  # the parts' are known already
+
+    @classmethod
+    def make(cls, parts: Sequence[GivenPart], settings: Sequence[Setting] = ()) -> Operator:
+        """One of these parts, told its settings as `settings` has them, or as they are printed.
+        Raises AttachError."""
+        if settings:
+            raise AttachError(f"a {cls.name} has no settings, and there is {settings[0]!r}")
+        return cls(*parts)
 
     @property
     def parts(self) -> tuple[Part, ...]:
@@ -52,13 +59,19 @@ class Operator:
         return self._parts
 
     @property
-    def settings(self) -> tuple[float | Adapter | str, ...]:
+    def settings(self) -> tuple[Setting, ...]:
         """What it is told beside its parts, as it is printed."""
         return self._settings
 
-    def rebuild(self, parts: Sequence[GivenPart]) -> Operator:
-        """The same operator over other parts, as many as it has."""
-        raise NotImplementedError
+    @property
+    def children(self) -> tuple[Part, ...]:
+        """Its parts, and what a fuse is led by."""
+        return (*self._parts, *(told for told in self._settings if isinstance(told, Leader)))
+
+    def rebuild(self, children: Sequence[GivenPart]) -> Operator:
+        """The same operator over other children; over other parts alone, led as before."""
+        count = len(self._parts)
+        return self.make(children[:count], children[count:] or self._settings)  # type: ignore[arg-type]
 
     def leaves(self) -> Iterator[Leaf]:
         """Its leaves, from left to right; what a fuse is led by comes after its parts."""
@@ -76,9 +89,11 @@ class Operator:
         return self._hash
 
     def __reduce__(self) -> Any:
-        return make, (self.name, self.parts, self.settings)
+        return self.make, (self.parts, self.settings)
 
     def __repr__(self) -> str:
+        from hub.printing import print_nodes
+
         return "".join(print_nodes(self))
 
 
@@ -91,25 +106,11 @@ class Stack(Operator):
 
     name = "stack"
 
-    def __init__(self, *parts: GivenPart) -> None:
-        super().__init__(parts)
-
-    def rebuild(self, parts: Sequence[GivenPart]) -> Stack:
-        """The same over other parts."""
-        return Stack(*parts)
-
 
 class Parallel(Operator):
     """The batch once for each part: the rows with the first part, then the rows with the second."""
 
     name = "parallel"
-
-    def __init__(self, *parts: GivenPart) -> None:
-        super().__init__(parts)
-
-    def rebuild(self, parts: Sequence[GivenPart]) -> Parallel:
-        """The same over other parts."""
-        return Parallel(*parts)
 
 
 class BatchSplit(Operator):
@@ -117,13 +118,6 @@ class BatchSplit(Operator):
     when attaching, and with `Attachment.route`."""
 
     name = "batchsplit"
-
-    def __init__(self, *parts: GivenPart) -> None:
-        super().__init__(parts)
-
-    def rebuild(self, parts: Sequence[GivenPart]) -> BatchSplit:
-        """The same over other parts."""
-        return BatchSplit(*parts)
 
 
 class Split(Operator):
@@ -137,22 +131,27 @@ class Split(Operator):
     name = "split"
 
     def __init__(self, *parts: GivenPart, at: int | Sequence[int]) -> None:
-        given = at if isinstance(at, Sequence) and not isinstance(at, str) else [at]
+        given = tuple(at) if isinstance(at, Sequence) and not isinstance(at, str) else (at,)
         if not all(isinstance(p, int) and not isinstance(p, bool) and p > 0 for p in given):
             raise AttachError(f"split's at is {at!r}; give positions, whole numbers from 1")
-        self.at = tuple(given)
-        if list(self.at) != sorted(set(self.at)):
+        if list(given) != sorted(set(given)):
             raise AttachError(f"split's at is {at!r}; give the positions in rising order")
-        if len(self.at) != len(parts) - 1:
+        if len(given) != len(parts) - 1:
             raise AttachError(
-                f"split has {len(parts)} parts and {len(self.at)} positions; it needs one between "
+                f"split has {len(parts)} parts and {len(given)} positions; it needs one between "
                 "each two parts: hub.Split(a, b, at=64)"
             )
-        super().__init__(parts, self.at)
+        self._keep(parts, given)
 
-    def rebuild(self, parts: Sequence[GivenPart]) -> Split:
-        """The same over other parts."""
-        return Split(*parts, at=self.at)
+    @classmethod
+    def make(cls, parts: Sequence[GivenPart], settings: Sequence[Setting] = ()) -> Split:
+        """One of these parts, which change at these positions."""
+        return cls(*parts, at=read_numbers(cls.name, settings, int))
+
+    @property
+    def at(self) -> tuple[int, ...]:
+        """Where the next part begins, for each but the first."""
+        return self._settings
 
 
 class Average(Operator):
@@ -167,25 +166,29 @@ class Average(Operator):
         given = [1.0] * len(parts) if weights is None else list(weights)
         if len(given) != len(parts):
             raise AttachError(f"average has {len(parts)} parts and {len(given)} weights")
-        if not all(isinstance(w, int | float) and math.isfinite(w) for w in given):
-            raise AttachError(f"average's weights are {weights!r}; give finite numbers")
-        self.weights = tuple(map(float, given))
-        if parts and not math.isfinite(1 / (math.fsum(self.weights) or math.nan)):
+        if not all(map(is_weight, given)):
+            raise AttachError(f"average's weights are {weights!r}; give {DESCRIBED}")
+        if parts and find_shares(given) is None:
             raise AttachError(
                 f"average's weights {weights!r} add up to 0, so they make no mean; "
                 "hub.combine takes them as they are"
             )
-        super().__init__(parts, () if set(self.weights) == {1.0} else self.weights)
+        self._keep(parts, () if set(given) == {1} else tuple(map(float, given)))
+
+    @classmethod
+    def make(cls, parts: Sequence[GivenPart], settings: Sequence[Setting] = ()) -> Average:
+        """One of these parts, by these weights."""
+        return cls(*parts, weights=read_numbers(cls.name, settings, float) or None)
+
+    @property
+    def weights(self) -> tuple[float, ...]:
+        """One for each part."""
+        return self._settings or (1.0,) * len(self._parts)
 
     @property
     def shares(self) -> tuple[float, ...]:
         """The weights divided by their sum."""
-        total = math.fsum(self.weights)
-        return tuple(weight / total for weight in self.weights)
-
-    def rebuild(self, parts: Sequence[GivenPart]) -> Average:
-        """The same over other parts."""
-        return Average(*parts, weights=self.weights)
+        return find_shares(self.weights) or ()
 
 
 class Fuse(Operator):
@@ -199,13 +202,20 @@ class Fuse(Operator):
     name = "fuse"
 
     def __init__(self, *parts: GivenPart, by: Adapter | str | Path) -> None:
-        attention = check_part(self.name, by)
-        if not isinstance(attention, Adapter | str):
+        leader = check_part(self.name, by)
+        if not isinstance(leader, Leader):
             raise AttachError(
-                f"fuse's by is {by!r}; give the adapter that holds the trained attention"
+                f"a fuse is led by one adapter, and not by {by!r}; give the one that holds the "
+                "trained attention"
             )
-        self.by = attention
-        super().__init__(parts, (attention,))
+        self._keep(parts, (leader,))
+
+    @classmethod
+    def make(cls, parts: Sequence[GivenPart], settings: Sequence[Setting] = ()) -> Fuse:
+        """One of these parts, led by this."""
+        if len(settings) != 1:
+            raise AttachError("a fuse is written with what leads it: fuse(a, b; fusion@1)")
+        return cls(*parts, by=settings[0])  # type: ignore[arg-type]
 
     @classmethod
     def create(cls, model: nn.Module, *parts: GivenPart, **options: Any) -> Fuse:
@@ -223,24 +233,16 @@ class Fuse(Operator):
         sites = list_places(model, [a for a in resolved.leaves() if isinstance(a, Adapter)])
         return cls(*resolved.parts, by=Adapter.create("fusion", model, sites=sites, **options))
 
-    def rebuild(self, parts: Sequence[GivenPart]) -> Fuse:
-        """The same over other parts."""
-        return Fuse(*parts, by=self.by)
+    @property
+    def by(self) -> Adapter | str:
+        """What holds the attention."""
+        leader: Adapter | str = self._settings[0]
+        return leader
 
 
-OPERATORS: dict[str, Callable[..., Operator]] = {
+OPERATORS: dict[str, type[Operator]] = {
     kind.name: kind for kind in (Stack, Parallel, BatchSplit, Split, Average, Fuse)
 }
-
-
-def make(name: str, parts: Sequence[GivenPart], settings: Sequence[Any] = ()) -> Operator:
-    """An operator by its name, over parts, with its settings. Raises AttachError."""
-    kind = OPERATORS[name]
-    if kind is Split:
-        return Split(*parts, at=settings)
-    if kind is Fuse:
-        return Fuse(*parts, by=settings[0])
-    return Average(*parts, weights=settings or None) if kind is Average else kind(*parts)
 
 
 def check_part(name: str, part: Any) -> Part:
@@ -258,20 +260,22 @@ def check_part(name: str, part: Any) -> Part:
     )
 
 
-def list_children(node: Part) -> tuple[Part, ...]:
-    """The parts of an operator, and what a fuse is led by."""
-    if not isinstance(node, Operator):
-        return ()
-    return (*node.parts, node.by) if isinstance(node, Fuse) else node.parts
+def read_numbers(name: str, settings: Sequence[Any], kind: type[T]) -> list[T]:
+    """Settings that are numbers, or the text of some. Raises AttachError."""
+    try:
+        return [kind(item) for item in settings]  # type: ignore[call-arg]
+    except ValueError:
+        told = ", ".join(map(str, settings))
+        raise AttachError(f"{name} is told numbers, and {told!r} is no list of them") from None
 
 
 def walk(tree: Part) -> Iterator[Part]:
-    """Every node, an operator before its parts."""
+    """Every node, an operator before its children."""
     left = [tree]
     while left:
         node = left.pop()
         yield node
-        left += reversed(list_children(node))
+        left += reversed(node.children) if isinstance(node, Operator) else ()
 
 
 def read_node(node: Part) -> Hashable:
@@ -281,47 +285,20 @@ def read_node(node: Part) -> Hashable:
     return type(node), len(node.parts), node.settings
 
 
-def replace_leaves(tree: Part, replace: Callable[[Leaf], Part]) -> Part:
-    """The same tree with every leaf as `replace` gives it."""
-    done: list[Part] = []
+def fold(tree: Part, leaf: Callable[[Leaf], T], join: Callable[[Operator, list[T]], T]) -> T:
+    """What becomes of a tree from its leaves up, the last one first: of a leaf what `leaf` makes of
+    it, of an operator what `join` makes of it and of what became of its children. No tree is too
+    deep."""
+    done: list[T] = []
     for node in reversed(list(walk(tree))):
-        if not isinstance(node, Operator):
-            done.append(replace(node))
-            continue
-        count = len(list_children(node))
-        children = [done.pop() for _ in range(count)]
-        if isinstance(node, Fuse):
-            by = children.pop()
-            if not isinstance(by, Adapter | str):
-                raise AttachError(f"what leads a fuse is one adapter, and {node.by} is {by}")
-            node = Fuse(*node.parts, by=by)
-        done.append(node.rebuild(children))
+        if isinstance(node, Operator):
+            done.append(join(node, [done.pop() for _ in node.children]))
+        else:
+            done.append(leaf(node))
     return done[0]
 
 
-def print_nodes(tree: Part) -> Iterator[str]:
-    """The pieces of what a tree prints as."""
-    left: list[Part | tuple[str]] = [tree]  # a tuple holds text that is printed as it is
-    while left:
-        node = left.pop()
-        if isinstance(node, tuple):
-            yield node[0]
-        elif not isinstance(node, Operator):
-            yield print_leaf(node)
-        else:
-            yield f"{node.name}("
-            told = ", ".join(print_leaf(item) for item in node.settings)
-            left.append((f"; {told})" if told else ")",))
-            for number, part in reversed(list(enumerate(node.parts))):
-                left += [part, (", ",)] if number else [part]
-
-
-def print_leaf(leaf: Leaf | float) -> str:
-    """A leaf, or a setting, as it is printed: in quotes where it would read as something else."""
-    if leaf is None:
-        return NONE
-    if isinstance(leaf, Adapter):
-        return f"<{leaf.method}>" if leaf.reference is None else print_leaf(leaf.reference)
-    if not isinstance(leaf, str):
-        return repr(leaf)
-    return leaf if PLAIN.fullmatch(leaf) and leaf != NONE else json.dumps(leaf, ensure_ascii=False)
+def replace_leaves(tree: Part, replace: Callable[[Leaf], Part]) -> Part:
+    """The same tree with every leaf as `replace` gives it. Raises AttachError where no adapter
+    would lead a fuse."""
+    return fold(tree, replace, lambda node, children: node.rebuild(children))

@@ -15,8 +15,9 @@ from functools import cache
 
 from lark import Lark, Token, Transformer, UnexpectedInput, v_args
 
-from hub.composition import NONE, OPERATORS, PLAIN, Average, Fuse, Operator, Part, Split
+from hub.composition import OPERATORS, Operator, Part
 from hub.errors import AttachError
+from hub.printing import NONE, PLAIN
 
 GRAMMAR = rf"""
     ?start: part
@@ -81,22 +82,4 @@ class Builder(Transformer[Token, Part]):
         kind = OPERATORS.get(str(name))
         if kind is None:
             raise AttachError(f"there is no {name}; there are {', '.join(OPERATORS)}")
-        if kind is Fuse:
-            if told is None or len(told) != 1:
-                raise AttachError("a fuse is written with what leads it: fuse(a, b; fusion@1)")
-            return Fuse(*parts, by=told[0])
-        if kind is Split:
-            return Split(*parts, at=[int(read_number(name, item, int)) for item in told or ()])
-        if kind is Average and told is not None:
-            return Average(*parts, weights=[read_number(name, item, float) for item in told])
-        if told is not None:
-            raise AttachError(f"a {name} has no settings, and there is {told[0]!r}")
-        return kind(*parts)
-
-
-def read_number(name: str, text: str | None, kind: type[int] | type[float]) -> float:
-    """A setting that is a number. Raises AttachError."""
-    try:
-        return kind(str(text))
-    except ValueError:
-        raise AttachError(f"{text!r} is no number, and {name} is told numbers") from None
+        return kind.make(parts, told or ())

@@ -15,8 +15,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from hub.adapter import Adapter
-from hub.composition import BatchSplit, Fuse, Operator, Parallel, Part, Stack, print_leaf, walk
+from hub.composition import BatchSplit, Fuse, Operator, Parallel, Part, Stack, walk
 from hub.errors import AttachError
+from hub.printing import print_leaf
 
 MOST = 4096  # routes of one composition; each is a tree of its own
 
