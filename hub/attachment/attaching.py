@@ -47,7 +47,7 @@ def attach(
     a context manager, or call `detach`; either leaves the base bit for bit as it was.
 
     rows: of a composition with a `BatchSplit`, each row's part of the next batches; see
-        `Attachment.route`.
+        `Attachment.route`. Left out, all rows have all of a composition without one.
     trainable: which adapters learn: True, False, or some of them by object or reference; when
         left out, those made new and not those loaded. What learns is kept in float32, what only
         serves follows the base's precision.
@@ -137,11 +137,11 @@ class Attachment:
         number = self._routing.add(resolve_composition(composition, loaded))
         try:
             self._take([number], trainable, allow_other_base)
+            self._prepare()
         except BaseException:
             self._remove(number)
             raise
         self._loaded.update(loaded)
-        self._prepare()
         return number
 
     def remove(self, part: int | Part) -> None:
@@ -166,7 +166,7 @@ class Attachment:
         """Say what each row of the next batches has.
 
         rows: one entry for each row: the number of what is resident, or that itself, or None for
-            the bare base; one entry alone for all rows. A batch of m times as many rows has each
+            the bare base; or one such entry for all rows. A batch of m times as many rows has each
             row's part m times in turn, as the beams of `generate` do.
 
         No module changes. Raises AttachError on what is not resident, or has no meaning in one
@@ -281,7 +281,7 @@ class Attachment:
     ) -> None:
         """Put the first composition on. Raises AttachError and BaseMismatch."""
         self._routing = Routing(resolve_composition(composition, self._loaded), self._loaded)
-        table = self._routing.lay(rows)
+        table = self._routing.begin() if rows is None else self._routing.lay(rows)
         self._take(list(self._routing.routes), trainable, allow_other_base)
         self._flags = [(p, p.requires_grad) for p in self._model.parameters()]
         for parameter, _ in self._flags:

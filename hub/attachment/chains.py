@@ -13,6 +13,7 @@ from hub.adapter import Adapter
 from hub.attachment.frames import Ruler
 from hub.attachment.mixing import JoinedNode, RowsNode
 from hub.attachment.nodes import AverageNode, Chain, FuseNode, SplitNode, extends, run_extend
+from hub.attachment.repeated import RepeatedNode
 from hub.attachment.routing import Table, list_adapters, show
 from hub.composition import Average, Fuse, Operator, Part, Split
 from hub.discovery import installed_methods
@@ -129,7 +130,10 @@ def lay_table(table: Table, here: Here, chains: Sequence[Chain], before: Chain =
             f"rows with adapters of their own have no meaning at {here.site.path}: which row a "
             "vector belongs to is not known there; leave that module out of the adapters"
         )
-    return join_rows(chains, table.rows, here, before)
+    if table.copies == 1:
+        return join_rows(chains, table.rows, here, before)
+    joined = join_rows(chains, table.rows, here)
+    return (RepeatedNode(joined, here.site.path), *joined)
 
 
 def join_rows(

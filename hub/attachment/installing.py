@@ -104,10 +104,11 @@ class Installation:
         self._show(self.fits.values())
         self.model.add_module(ATTACHED, self.container)
         self._hang(self._places.values())
-        repeater = Repeater(self.switch, self.model)
-        self._handles.append(
-            self.model.register_forward_pre_hook(repeater, with_kwargs=True, prepend=True)
-        )
+        repeater, model = Repeater(self.switch, self.model), self.model
+        self._handles += [
+            model.register_forward_pre_hook(repeater.enter, with_kwargs=True, prepend=True),
+            model.register_forward_hook(repeater.leave, always_call=True),
+        ]
         self._handles.append(self.model.register_forward_hook(CheckpointGuard(self.switch)))
 
     def unhang(self) -> None:

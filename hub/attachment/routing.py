@@ -21,8 +21,9 @@ from hub.printing import print_leaf
 
 MOST = 4096  # routes of one composition; each is a tree of its own
 
-Rows = int | Sequence[int | Part] | None
-"""Of a table: one route for every row, or each row's; a route by its number or as what it is."""
+Rows = int | Part | Sequence[int | Part]
+"""Of a table: one route for every row, or each row's; a route by its number or as what it is, and
+None for the bare base."""
 
 
 @dataclass(frozen=True)
@@ -96,26 +97,33 @@ class Routing:
         there = ", ".join(f"{number} {show(route)}" for number, route in self.routes.items())
         raise AttachError(f"no part {show(wanted)} is here to route to; there are {there}")
 
+    def begin(self) -> Table:
+        """The table where nothing was said of rows. Raises AttachError where something must be."""
+        if self.splits:
+            there = ", ".join(f"{n} {show(route)}" for n, route in self.routes.items())
+            raise AttachError(
+                f"each row has a part of its own here; say which, rows=[...], of {there}"
+            )
+        return self.lay(next(iter(self.routes)))
+
     def lay(self, rows: Rows) -> Table:
         """The table for these rows. Raises AttachError."""
         known = self._tables.get(rows) if type(rows) is int else None
         if known is not None:
             return known
-        if rows is None:
-            if self.splits:
-                there = ", ".join(f"{n} {show(route)}" for n, route in self.routes.items())
-                raise AttachError(
-                    f"each row has a part of its own here; say which, rows=[...], of {there}"
-                )
-            rows = next(iter(self.routes))
-        if isinstance(rows, int | str | Operator | Adapter):
+        given: Any = rows
+        if hasattr(given, "tolist"):  # a tensor or an array, of one number too
+            rows = given.tolist()
+        if rows is None or isinstance(rows, int | str | Operator | Adapter):
             number = self.find(rows)
             if number is None:
                 return self._fill([None], None)
             if number not in self._tables:
                 self._tables[number] = self._fill([number], None)
             return self._tables[number]
-        wanted = rows.tolist() if hasattr(rows, "tolist") else list(rows)
+        if not isinstance(rows, Iterable):
+            raise AttachError(f"rows is {rows!r}; give each row's part, such as [0, 1, None]")
+        wanted = list(rows)
         if not wanted:
             raise AttachError("rows is empty; give each row's part, such as [0, 1, None]")
         return self._fill([self.find(item) for item in wanted], len(wanted))

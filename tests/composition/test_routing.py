@@ -179,6 +179,20 @@ def list_state(model: Any, attachment: hub.Attachment) -> tuple[Any, ...]:
     return snapshot, dict(attachment.resident), attachment.active, list(attachment.parameters())
 
 
+def test_one_entry_is_for_all_rows(model: Any) -> None:
+    one, two = make(model, "lora"), make(model, "ia3")
+    bare = run(model, 2)
+    with hub.attach(model, two, trainable=False):
+        expected = run(model, 2)
+    with hub.attach(model, hub.BatchSplit(one, two), rows=[0, 1], trainable=False) as attachment:
+        for number in (1, torch.tensor(1), torch.tensor([1, 1]), np.int64(1), two):
+            attachment.route(number)
+            assert measure(run(model, 2), expected) < CLOSE
+        attachment.route(None)
+        assert torch.equal(run(model, 2), bare)
+        assert attachment.active == ()
+
+
 FAILURES: dict[str, tuple[Callable[[Any], Any], type[Exception], str]] = {
     "number": (lambda a: a.route([0, 7]), AttachError, "no part 7 is here to route to; there are"),
     "negative": (lambda a: a.route([-1]), AttachError, "no part -1 is here"),
@@ -186,7 +200,7 @@ FAILURES: dict[str, tuple[Callable[[Any], Any], type[Exception], str]] = {
     "float": (lambda a: a.route([1.0]), AttachError, "no part 1.0 is here"),
     "name": (lambda a: a.route(["sst2@9"]), AttachError, "no part sst2@9 is here"),
     "empty": (lambda a: a.route([]), AttachError, "rows is empty"),
-    "none": (lambda a: a.route(None), AttachError, "each row has a part of its own here"),
+    "no list": (lambda a: a.route(1.0), AttachError, r"rows is 1.0; give each row's part"),
     "remove acting": (lambda a: a.remove(0), AttachError, "acts on the rows of this batch"),
     "remove unknown": (lambda a: a.remove(9), AttachError, "no part 9 is here"),
     "remove base": (lambda a: a.remove(None), AttachError, "can't be removed"),
