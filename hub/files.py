@@ -29,7 +29,6 @@ from safetensors.torch import save as format_tensors
 
 from hub.documents import format_json, read_json
 from hub.errors import FileError
-from hub.recipes import RECIPE
 from hub_registry.errors import BadIdentity
 from hub_registry.identity import BaseIdentity
 
@@ -79,7 +78,8 @@ def write_files(folder: str | Path, contents: Mapping[str, bytes]) -> Path:
     FileError.
     """
     folder = Path(folder)
-    ordered = sorted(contents, key=lambda name: (name == RECIPE, name == MANIFEST))
+    # What lies in a folder inside is a part, and what is beside the folders says which parts.
+    ordered = sorted(contents, key=lambda name: ("/" not in name, name == MANIFEST))
     staged: list[tuple[str, Path]] = []
     try:
         folder.mkdir(parents=True, exist_ok=True)

@@ -35,12 +35,12 @@ def load(reference: str | Path) -> Adapter | Operator:
         )
     text = str(reference)
     if isinstance(reference, Path) or is_folder(text):
-        from hub.bundles import load_contents, read_folder
+        from hub.recipes.bundles import load_contents, read_folder
 
         folder = locate_folder(reference)
         return load_contents(read_folder(folder), folder)
     if text.startswith("hf://"):
-        from hub.bundles import load_contents
+        from hub.recipes.bundles import load_contents
         from hub.remotes import open_remote, receive
 
         source = open_remote(text.removeprefix("hf://"))

@@ -67,8 +67,8 @@ class Registry(hub_registry.Registry):
         a part's name is another's), StorageError.
         """
         from hub.adapter import Adapter
-        from hub.bundles import is_composition
         from hub.composition import Operator
+        from hub.recipes.bundles import is_composition
 
         if isinstance(adapter, Operator):
             refuse_options(parents, base)
@@ -119,7 +119,7 @@ class Registry(hub_registry.Registry):
 
         version = self.get(reference) if isinstance(reference, str) else reference
         if version.kind == "composition":
-            from hub.parts import load_composition
+            from hub.recipes.parts import load_composition
 
             return load_composition(self, version)
         adapter = Adapter.parse(
@@ -138,8 +138,8 @@ class Registry(hub_registry.Registry):
         version = self.get(version) if isinstance(version, str) else version
         if version.kind != "composition":
             return super().export(version, folder)
-        from hub.bundles import pack_version
         from hub.files import write_files
+        from hub.recipes.bundles import pack_version
         from hub_registry.exporting import make_new_folder
 
         contents = pack_version(self, version)
@@ -150,7 +150,7 @@ class Registry(hub_registry.Registry):
     def verify(self, references: Sequence[str] = ()) -> builtins.list[Fault]:
         """Read every blob of these versions and their parts, or everything, and say what is not as
         it was stored. Raises BadName, UnknownReference."""
-        from hub.parts import find_part_faults
+        from hub.recipes.parts import find_part_faults
 
         if references:
             versions = {one.reference: one for one in self.collect(references)}
@@ -164,8 +164,8 @@ class Registry(hub_registry.Registry):
     def _add_composition(
         self, tree: Operator, name: str, task: str | None, note: str | None
     ) -> Version:
-        from hub.parts import add_recipe
-        from hub.pinning import pin_composition
+        from hub.recipes.parts import add_recipe
+        from hub.recipes.pinning import pin_composition
 
         recipe, parts = pin_composition(self, tree, task)
         return add_recipe(self, recipe, parts, name=name, note=note)
@@ -179,8 +179,8 @@ class Registry(hub_registry.Registry):
         note: str | None,
         names: Mapping[str, str] | None,
     ) -> Version:
-        from hub.arrivals import Arrival
-        from hub.bundles import parse_bundle
+        from hub.recipes.arrivals import Arrival
+        from hub.recipes.bundles import parse_bundle
 
         bundle = parse_bundle(contents, where)
         if task is not None:
@@ -215,7 +215,7 @@ class Registry(hub_registry.Registry):
 def read_source(source: str | Path | Mapping[str, bytes]) -> tuple[dict[str, bytes], Path]:
     """The bytes of an adapter's or a composition's files, and what to call the place. Raises
     FileError."""
-    from hub.bundles import read_folder
+    from hub.recipes.bundles import read_folder
     from hub.references import locate_folder
 
     if isinstance(source, Mapping):

@@ -79,7 +79,7 @@ def identify(base: str, folder: Path) -> BaseIdentity:
         from hub.adapter import Adapter
         from hub.attachment import attach
         from hub.identity import identify_base
-        from hub.recipes import RECIPE
+        from hub.recipes.recipe import RECIPE
 
         if (folder / RECIPE).exists():
             raise RegistryError(

@@ -6,9 +6,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from hub.bundles import PARTS, Contents, digest_contents, parse_bundle
 from hub.files import AdapterFiles, parse_adapter
-from hub.recipes import RECIPE, Recipe
+from hub.recipes.bundles import PARTS, Contents, digest_contents, parse_bundle
+from hub.recipes.recipe import RECIPE, Recipe
 from hub.registration import UNKNOWN, guess_base
 from hub.remotes.cards import Card, PartRow, name_hub_repo
 from hub.remotes.publications import Remote

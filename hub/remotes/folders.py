@@ -12,11 +12,11 @@ from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from pathlib import Path
 
-from hub.arrivals import name_of
-from hub.bundles import Contents, digest_contents, list_files
 from hub.errors import FileError, RemoteError
 from hub.files import CONFIG, MANIFEST, TENSORS, read_file, write_files
-from hub.recipes import RECIPE
+from hub.recipes.arrivals import name_of
+from hub.recipes.bundles import Contents, digest_contents, list_files
+from hub.recipes.recipe import RECIPE
 from hub.remotes.publications import Listing
 
 

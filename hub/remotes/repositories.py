@@ -12,10 +12,10 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from hub.bundles import list_files
 from hub.errors import RemoteError
 from hub.files import CONFIG
-from hub.recipes import RECIPE
+from hub.recipes.bundles import list_files
+from hub.recipes.recipe import RECIPE
 from hub.remotes.explanations import Doing, check_token, explain_error
 from hub.remotes.publications import Digest, Listing
 

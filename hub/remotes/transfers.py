@@ -13,18 +13,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
-from hub.arrivals import Arrival, add_again, add_arrived, find_same, name_of
-from hub.bundles import (
-    Contents,
-    digest_contents,
-    gather_contents,
-    is_composition,
-    is_part_file,
-    load_contents,
-    pack_version,
-    parse_bundle,
-    read_folder,
-)
 from hub.errors import HubError, RemoteError
 from hub.files import (
     CONFIG,
@@ -37,7 +25,19 @@ from hub.files import (
     pickle_text,
     write_files,
 )
-from hub.recipes import RECIPE
+from hub.recipes.arrivals import Arrival, add_again, add_arrived, find_same, name_of
+from hub.recipes.bundles import (
+    Contents,
+    digest_contents,
+    gather_contents,
+    is_composition,
+    is_part_file,
+    load_contents,
+    pack_version,
+    parse_bundle,
+    read_folder,
+)
+from hub.recipes.recipe import RECIPE
 from hub.references import is_folder, locate_folder
 from hub.registration import Registry
 from hub.remotes.cards import README, update_card

@@ -20,7 +20,7 @@ from peft import PeftModel
 import hub
 from hub.composition import Operator
 from hub.errors import FileError, RemoteError
-from hub.recipes import RECIPE
+from hub.recipes.recipe import RECIPE
 from hub.server import HubServer
 from hub_registry import AlreadyExists, RegistryError, StorageError, UnknownReference
 from tests.snapshots import shake_adapter

@@ -8,7 +8,7 @@ import torch
 
 from hub.adapter import Adapter
 from hub.composition import Fuse, Leaf, Operator, replace_leaves, walk
-from hub.recipes import PartEntry, Recipe
+from hub.recipes.recipe import PartEntry, Recipe
 from hub.references import is_folder
 from hub_registry import BadName, RegistryError, UnknownReference, Version
 

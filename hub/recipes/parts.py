@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import hub_registry
 from hub.errors import BaseMismatch, FileError
-from hub.recipes import RECIPE, Recipe, format_recipe, parse_recipe
+from hub.recipes.recipe import RECIPE, Recipe, format_recipe, parse_recipe
 from hub.registration import UNKNOWN
 from hub_registry import BaseIdentity, CorruptBlob, Fault, Version
 

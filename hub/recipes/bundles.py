@@ -23,8 +23,8 @@ from hub.composition import Operator
 from hub.documents import format_json, read_json
 from hub.errors import AttachError, FileError
 from hub.files import CONFIG, FILES, MANIFEST, TENSORS, edit_manifest, read_contents, read_file
-from hub.parts import read_recipe
-from hub.recipes import DIGEST, RECIPE, Recipe, format_recipe, parse_recipe
+from hub.recipes.parts import read_recipe
+from hub.recipes.recipe import DIGEST, RECIPE, Recipe, format_recipe, parse_recipe
 from hub_registry import Version, digest_files
 
 if TYPE_CHECKING:
