@@ -20,6 +20,8 @@ from hub_registry.identity import BaseIdentity, compare
 
 log = logging.getLogger("hub")
 
+SMALLER = "give smaller weights, and look whether a part has values that are no finite numbers"
+
 
 def combine(
     parts: Sequence[Adapter | str | Path],
@@ -79,8 +81,13 @@ def combine(
                 rule,
             )
             heads, trained, labels = combine_heads(adapters, rule.weights, device)
+            check_finite({**tensors, **trained})
         except ConfigError as error:
             raise ConfigError(f"can't combine {join_words(names)}: {error}") from error
+        except torch.linalg.LinAlgError as error:  # type: ignore[attr-defined]
+            raise ConfigError(
+                f"can't combine {join_words(names)}: their sum has no singular values; {SMALLER}"
+            ) from error
     made_of = [describe_part(*pair) for pair in zip(adapters, parts, strict=True)]
     lineage: dict[str, Any] = {"combination": {"parts": made_of, **rule.describe()}}
     parents = dict.fromkeys(a.reference for a in adapters if a.reference is not None)
@@ -98,6 +105,15 @@ def combine(
         task=find_shared([adapter.task for adapter in adapters]),
         lineage=lineage,
     )
+
+
+def check_finite(tensors: Mapping[str, torch.Tensor]) -> None:
+    """Raise ConfigError where a value came out that is no number."""
+    for name, tensor in tensors.items():
+        if not tensor.isfinite().all():
+            raise ConfigError(
+                f"what came out has values in {name} that are no finite numbers; {SMALLER}"
+            )
 
 
 def load_part(part: Any) -> Adapter:

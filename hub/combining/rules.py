@@ -23,6 +23,7 @@ from hub.combining.factors import (
     put_side_by_side,
 )
 from hub.errors import ConfigError
+from hub.weights import DESCRIBED, is_weight
 
 
 class Rule:
@@ -166,10 +167,8 @@ class Rule:
         if not isinstance(weights, Sequence) or len(weights) != parts:
             raise ConfigError(f"weights is {weights!r}; give a list of {parts}, one for each part")
         for weight in weights:
-            if not is_number(weight) or not math.isfinite(weight):
-                raise ConfigError(
-                    f"weights has {weight!r}; a weight is a finite number, of any sign"
-                )
+            if not is_weight(weight):
+                raise ConfigError(f"weights has {weight!r}; weights are {DESCRIBED}")
         return tuple(map(float, weights))
 
 

@@ -177,9 +177,11 @@ def test_different_methods_are_refused(model: Any) -> None:
         ({"how": "mean"}, "how is 'mean'; choose from linear, ties, .*cat, svd"),
         ({"how": "linear", "weights": [1.0]}, "weights is .1.0.; give a list of 2"),
         ({"how": "linear", "weights": 1.0}, "weights is 1.0; give a list of 2"),
-        ({"how": "linear", "weights": [1.0, float("nan")]}, "weights has nan; a weight is a"),
-        ({"how": "linear", "weights": [1.0, "x"]}, "weights has 'x'; a weight is a finite"),
-        ({"how": "linear", "weights": [1.0, True]}, "weights has True; a weight is a finite"),
+        ({"how": "linear", "weights": [1.0, float("nan")]}, "weights has nan; weights are"),
+        ({"how": "linear", "weights": [1.0, "x"]}, "weights has 'x'; weights are finite"),
+        ({"how": "linear", "weights": [1.0, True]}, "weights has True; weights are finite"),
+        ({"how": "linear", "weights": [10**400, 1]}, "weights are finite numbers"),
+        ({"how": "linear", "weights": [1e39, 1]}, r"of at most 3.4e\+38"),
         ({"how": "linear", "density": 0.5}, "density does nothing with how='linear'"),
         ({"how": "dare_linear"}, "density is None; how='dare_linear' takes the share"),
         ({"how": "magnitude_prune"}, "density is None; how='magnitude_prune' takes"),
@@ -200,6 +202,18 @@ def test_options_that_can_not_be_are_refused(
 ) -> None:
     with pytest.raises(hub.ConfigError, match=reason) as caught:
         hub.combine([make(model), make(model, 2)], **options)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("how", ["linear", "cat", "svd", "ties_svd", "magnitude_prune_svd"])
+def test_what_is_too_large_for_float32_is_refused(model: Any, how: str) -> None:
+    parts = [make(model, seed) for seed in (1, 2)]
+    for part in parts:
+        for tensor in part.tensors.values():
+            tensor.data *= 100
+    density: dict[str, Any] = {"density": 0.5} if how.startswith("magnitude") else {}
+    with pytest.raises(hub.ConfigError, match="give smaller weights") as caught:
+        hub.combine(parts, how=how, weights=[3e38, 3e38], **density)
     assert "\n" not in str(caught.value)
 
 
