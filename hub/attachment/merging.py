@@ -34,28 +34,23 @@ def merge_line(model: nn.Module, line: Part, fits: Mapping[Adapter, Fit]) -> Swa
     AttachError where an effect is no change of weights, or a weight has a second use that must not
     change.
     """
-    users = count_users(model)
+    base = Weights(model)
     merged: Merged = {}
     # What changes a site's input acts inside all that changes its output, as while attached.
     for inner in (False, True):
-        merged = fold(model, line, fits, merged, users, inner=inner)
+        merged = fold(base, line, fits, merged, inner=inner)
     for adapter in list_adapters([line]):
         fit = fits[adapter]
         who = f"adapter {fit.adapter.label}"
         for path, head in fit.heads.items():
             own = dict(model.get_submodule(path).named_parameters())
             for name, tensor in head.named_parameters():
-                check_single_use(own[name], users, f"{who} at {path}.{name}")
+                base.check_single_use(own[name], f"{who} at {path}.{name}")
                 merged[own[name]] = tensor.data
     swap: Swap = []
-    quantized = {
-        module.weight: (path, module)
-        for path, module in model.named_modules()
-        if is_quantized(module)
-    }
     for weight, new in merged.items():
-        if weight in quantized:
-            path, layer = quantized[weight]
+        if weight in base.quantized:
+            path, layer = base.quantized[weight]
             kept = new.detach().to(find_place(model, path)[1]).contiguous()
             swap.append((layer, "forward", Substitute(layer, kept)))
         else:
@@ -64,14 +59,43 @@ def merge_line(model: nn.Module, line: Part, fits: Mapping[Adapter, Fit]) -> Swa
     return swap
 
 
+class Weights:
+    """What the parameters of a model hold, as numbers.
+
+    quantized: the path and the layer of each weight that holds codes.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        self.model = model
+        self.quantized = {
+            module.weight: (path, module)
+            for path, module in model.named_modules()
+            if is_quantized(module)
+        }
+        self._users = count_users(model)
+
+    def read(
+        self, merged: Merged, parameter: nn.Parameter, expert: int | None = None
+    ) -> torch.Tensor:
+        """What a parameter shall hold, or one expert's part of it, in float32; what it stands for
+        in the base where `merged` does not say."""
+        if parameter not in merged and parameter in self.quantized:
+            whole = dequantize_weight(self.quantized[parameter][1])
+        else:
+            whole = merged.get(parameter, parameter.data)
+        return (whole if expert is None else whole[expert]).float()
+
+    def check_single_use(self, parameter: nn.Parameter, where: str) -> None:
+        """Raise AttachError where another module holds the same parameter."""
+        if self._users.get(id(parameter), 0) > 1:
+            raise AttachError(
+                f"{where}: the weight is shared with another module, which must not change; leave "
+                "it out of the adapter to merge, or serve the adapter attached"
+            )
+
+
 def fold(
-    model: nn.Module,
-    line: Part,
-    fits: Mapping[Adapter, Fit],
-    merged: Merged,
-    users: dict[int, int],
-    *,
-    inner: bool,
+    base: Weights, line: Part, fits: Mapping[Adapter, Fit], merged: Merged, *, inner: bool
 ) -> Merged:
     """What the parameters hold with a composition in them, over what `merged` says; `inner` for
     what changes the input of its sites, else for all other. Raises AttachError."""
@@ -79,22 +103,22 @@ def fold(
         merged = dict(merged)
         for site, module in fits[line].sites.items():
             if changes_input(module) == inner:
-                merge_site(model, fits[line], site, merged, users)
+                merge_site(base, fits[line], site, merged)
         return merged
     if not isinstance(line, Operator):
         return merged
     if isinstance(line, Stack):
         for part in line.parts:
-            merged = fold(model, part, fits, merged, users, inner=inner)
+            merged = fold(base, part, fits, merged, inner=inner)
         return merged
     if not isinstance(line, Average):
         raise AttachError(
             f"{show(line)} is no change of weights, so can't merge; serve it attached"
         )
-    parts = [fold(model, part, fits, merged, users, inner=inner) for part in line.parts]
+    parts = [fold(base, part, fits, merged, inner=inner) for part in line.parts]
     whole = dict(merged)
     for weight in dict.fromkeys(key for part in parts for key in part):
-        values = [read_part(part, weight, None) for part in parts]
+        values = [base.read(part, weight) for part in parts]
         whole[weight] = sum(
             (value * share for value, share in zip(values, line.shares, strict=True)),
             start=torch.zeros_like(values[0]),
@@ -102,37 +126,27 @@ def fold(
     return whole
 
 
-def merge_site(
-    model: nn.Module,
-    fit: Fit,
-    site: Site,
-    merged: Merged,
-    users: dict[int, int],
-) -> None:
+def merge_site(base: Weights, fit: Fit, site: Site, merged: Merged) -> None:
     """Fold one module into the weight and bias of its site, in `merged`. Raises AttachError."""
     method = installed_methods().get(fit.adapter.method)
     module = fit.sites[site]
     where = f"adapter {fit.adapter.label} at {site.path}"
-    weight = find_weight(model, fit, site)
-    owner = model.get_submodule(site.owner)
-    if weight not in merged and is_quantized(owner):
-        current = dequantize_weight(owner).float()
-    else:
-        current = read_part(merged, weight, site.expert)
+    weight = find_weight(base.model, fit, site)
+    current = base.read(merged, weight, site.expert)
     current = current.T if site.transposed else current
     delta = method.weight_delta(module, current)
-    bias = find_bias(model, site)
+    bias = find_bias(base.model, site)
     change = None
     if bias is not None:
-        value = read_part(merged, bias, site.expert)
+        value = base.read(merged, bias, site.expert)
         change = method.bias_delta(module, value)
         if change is not None:
-            check_single_use(bias, users, where)
+            base.check_single_use(bias, where)
             write_part(merged, bias, site.expert, value + change.detach().to(value.device))
     if delta is not None:
-        alike = find_alike(model, fit, site, current)
+        alike = find_alike(base.model, fit, site, current)
         if not alike:
-            check_single_use(weight, users, where)
+            base.check_single_use(weight, where)
         elif site != alike[0]:
             return
         new = current + delta.detach().to(current.device)
@@ -158,12 +172,6 @@ def find_alike(model: nn.Module, fit: Fit, site: Site, current: torch.Tensor) ->
             return []
         changes.append(change.T if other.transposed else change)
     return group if all(torch.equal(changes[0], change) for change in changes) else []
-
-
-def read_part(merged: Merged, parameter: nn.Parameter, expert: int | None) -> torch.Tensor:
-    """What a parameter shall hold, or one expert's part of it, in float32."""
-    whole = merged.get(parameter, parameter.data)
-    return (whole if expert is None else whole[expert]).float()
 
 
 def write_part(
@@ -235,15 +243,6 @@ def find_bias(model: nn.Module, site: Site) -> nn.Parameter | None:
     name = "bias" if site.part is None else f"{site.part[0]}_bias"
     bias = getattr(model.get_submodule(site.owner), name, None) if site.bias else None
     return bias if isinstance(bias, nn.Parameter) else None
-
-
-def check_single_use(weight: nn.Parameter, users: dict[int, int], where: str) -> None:
-    """Raise AttachError where another module holds the same parameter."""
-    if users.get(id(weight), 0) > 1:
-        raise AttachError(
-            f"{where}: the weight is shared with another module, which must not change; leave it "
-            "out of the adapter to merge, or serve the adapter attached"
-        )
 
 
 def refuse_merge(fit: Fit, site: Site) -> str:

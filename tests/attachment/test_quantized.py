@@ -163,6 +163,37 @@ def test_merged_equals_attached_and_every_byte_comes_back(
     model.save_pretrained(tmp_path / "again")
 
 
+@pytest.mark.parametrize("form", FORMATS)
+@pytest.mark.parametrize(
+    "operator",
+    [
+        lambda a, b: hub.Average(a, b),
+        lambda a, b: hub.Average(a, None, weights=[3, -1]),
+        lambda a, b: hub.Stack(b, hub.Average(a, hub.Stack(a, b), None)),
+    ],
+    ids=["other-sites", "bare", "nested"],
+)
+def test_merged_average_is_that_of_the_weights_and_not_of_their_codes(
+    tmp_path: Path, form: str, operator: Any
+) -> None:
+    save_base(tmp_path)
+    model = load_base(tmp_path, form).eval()
+    bare, before = run(model), hash_base(model)
+    a, b = (
+        shake_adapter(hub.Adapter.create("lora", model, targets=[name]), seed=seed, scale=0.1)
+        for seed, name in enumerate(("q_proj", "up_proj"))
+    )
+    attachment = hub.attach(model, operator(a, b), trainable=False)
+    expected = run(model)
+    attachment.merge()
+    slack = {"int8": 0.2, "nf4": 0.1}.get(form, 1e-4)
+    assert (run(model) - expected).abs().max() < slack
+    assert (expected - bare).abs().max() > 2 * slack
+    attachment.detach()
+    assert torch.equal(run(model), bare)
+    assert hash_base(model) == before
+
+
 @pytest.mark.parametrize("dora", [False, True])
 @pytest.mark.parametrize("form", ["nf4", "int8"])
 def test_lora_and_dora_are_those_of_the_dequantized_weights(
