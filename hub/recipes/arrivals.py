@@ -3,11 +3,12 @@
 A part comes under the name that it was published under, and is the version that it already is
 where the registry has its content under that name. A name that stands for something else is never
 added to, unless that was at the same remote before, or the user says that they belong together.
+What a killed arrival left is nothing else: all of it arrives again.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -70,6 +71,12 @@ class Arrival:
             found[key] = self._store(self.bundle.parts[entry.digest], found, key[1], note)
         return self._store(recipe, found, name, note)
 
+    def list_digests(self, name: str) -> set[str]:
+        """The content digests of the parts that are to be called so. Raises FileError, BadName."""
+        recipes = [self.bundle.recipe, *self.bundle.recipes()]
+        keys = {self._find_key(entry) for recipe in recipes for entry in recipe.parts}
+        return {digest for digest, called in keys if called == name}
+
     def _look(self) -> tuple[dict[Key, Version], dict[Key, PartEntry]]:
         """The parts that are here, and those that are to be stored. Raises AlreadyExists."""
         found: dict[Key, Version] = {}
@@ -92,17 +99,17 @@ class Arrival:
     def _find_here(self, entry: PartEntry, name: str) -> Version | None:
         """The version that a part already is; None where it may be the next of `name`. Raises
         AlreadyExists where it may not."""
-        versions = self.registry.list(name)
-        same = find_same(versions, entry.digest)
+        same = find_same(self.registry.list(name), entry.digest)
         published = find_name(entry, self.where)
-        if same is not None or not versions or published in self.names:
+        if same is not None or published in self.names:
             return same
-        if self.remote in {remote for _, remote, _ in self.registry.publications(name)}:
+        other = find_other(self.registry, name, self.list_digests(name), self.remote)
+        if other is None:
             return None
         raise AlreadyExists(
             f"{entry.version}, a part of {self.where}, can't come as {name}: that is here already "
-            f"({versions[0].reference}) and was never there; name the part {name} to make this its "
-            f"next version, or otherwise (--part {published}=NAME, in Python names=)"
+            f"({other.reference}) and was never there; name the part {name} to make this its next "
+            f"version, or otherwise (--part {published}=NAME, in Python names=)"
         )
 
     def _store(
@@ -181,6 +188,20 @@ def add_again(
 def find_same(versions: Sequence[Version], digest: str) -> Version | None:
     """The version with this content."""
     return next((version for version in versions if version.digest == digest), None)
+
+
+def find_other(
+    registry: Registry, name: str, digests: Collection[str], remote: str | None
+) -> Version | None:
+    """The newest version that makes `name` another than the one of what arrives from a remote, or
+    a folder; None where there is no such.
+
+    digests: all that arrives under that name.
+    """
+    if remote is not None and remote in {there for _, there, _ in registry.publications(name)}:
+        return None
+    versions = registry.list(name)
+    return next((version for version in versions if version.digest not in digests), None)
 
 
 def find_name(entry: PartEntry, where: Path) -> str:

@@ -10,7 +10,7 @@ so a damaged file is fetched once more, and removed from the client's cache wher
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 
 from hub.errors import HubError, RemoteError
@@ -25,7 +25,7 @@ from hub.files import (
     pickle_text,
     write_files,
 )
-from hub.recipes.arrivals import Arrival, add_again, add_arrived, find_same, name_of
+from hub.recipes.arrivals import Arrival, add_again, add_arrived, find_other, find_same, name_of
 from hub.recipes.bundles import (
     Contents,
     digest_contents,
@@ -134,13 +134,17 @@ def pull(
     label = find_version(contents)
     target = name or (name_of(label) if label is not None else source.title)
     version = find_same(registry.list(target), digest_contents(contents))
-    if version is None and name is None:
-        check_name_is_free(registry, target, source)
-    note = f"pulled from {source.remote}@{revision[:12]}"
+    arrival = None
     if RECIPE in contents:
         where = Path(source.label)
         bundle = parse_bundle(contents, where)
         arrival = Arrival(registry, bundle, where, remote=source.remote, names=names)
+    if version is None and name is None:
+        # A part may be called like the whole.
+        digests = arrival.list_digests(target) if arrival is not None else ()
+        check_name_is_free(registry, target, source, digests)
+    note = f"pulled from {source.remote}@{revision[:12]}"
+    if arrival is not None:
         version = arrival.register(target, note if version is None else None)
     else:
         version = register_adapter(registry, contents, target, version, note, names)
@@ -173,12 +177,15 @@ def register_adapter(
     return version
 
 
-def check_name_is_free(registry: Registry, name: str, source: Remote) -> None:
-    """Raise AlreadyExists where `name` stands for what never was at this remote."""
-    versions = registry.list(name)
-    if versions and source.remote not in {there for _, there, _ in registry.publications(name)}:
+def check_name_is_free(
+    registry: Registry, name: str, source: Remote, digests: Collection[str]
+) -> None:
+    """Raise AlreadyExists where `name` stands for what never was at this remote, and is not among
+    what arrives under that name."""
+    other = find_other(registry, name, digests, source.remote)
+    if other is not None:
         raise AlreadyExists(
-            f"{name} is here already ({versions[0].reference}) and was never at {source.label}; "
+            f"{name} is here already ({other.reference}) and was never at {source.label}; "
             f"name it {name} to make this its next version, or give it another name"
         )
 
