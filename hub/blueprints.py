@@ -6,6 +6,7 @@ takes torch longer than copying ten.
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import enum
 import types
@@ -129,9 +130,10 @@ class Blueprints:
                 self._kept = [entry, *(other for other in self._kept if other is not entry)]
                 return entry[1]
         sites = [site for site in self.sites if not lies_in(site.path, heads)]
+        config = copy.deepcopy(config)  # a table in it may be changed later
         blueprint = Blueprint(method, sites, config)
         if blueprint.copied:
-            self._kept = [(key, blueprint), *self._kept[: CONFIGS - 1]]
+            self._kept = [((method, config, heads), blueprint), *self._kept[: CONFIGS - 1]]
         return blueprint
 
 

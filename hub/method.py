@@ -223,7 +223,7 @@ class Method(ABC, Generic[C]):
                 f"{self.name} has no option {', '.join(map(repr, unknown))}; "
                 f"it has {', '.join(sorted(known))}"
             )
-        values = {k: tuple(v) if isinstance(v, list) else v for k, v in options.items()}
+        values = {name: copy_option(value) for name, value in options.items()}
         hints = find_hints(cast("Any", self.config))
         for name, value in values.items():
             if not fits_type(value, hints[name]):
@@ -242,6 +242,14 @@ class Method(ABC, Generic[C]):
 def find_hints(config: type) -> dict[str, Any]:
     """The types of a configuration's fields, which are kept as text until then."""
     return get_type_hints(config)
+
+
+def copy_option(value: Any) -> Any:
+    """An option that stays as it is when what was given changes: of a list a tuple, of a table a
+    copy."""
+    if isinstance(value, list):
+        return tuple(value)
+    return dict(value) if isinstance(value, Mapping) else value
 
 
 def fits_type(value: Any, hint: Any) -> bool:
