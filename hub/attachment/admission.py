@@ -11,6 +11,7 @@ from typing import Any
 from torch import nn
 
 from hub.adapter import Adapter, lies_in
+from hub.attachment.answers import find_head
 from hub.attachment.fitting import Fit
 from hub.attachment.routing import list_adapters, list_answering
 from hub.composition import Fuse, Leaf, Operator, Part, check_part, replace_leaves, walk
@@ -100,7 +101,7 @@ def check_leaders(line: Part, fits: Mapping[Adapter, Fit]) -> None:
 
 
 def check_conflicts(line: Part, fits: Mapping[Adapter, Fit]) -> None:
-    """Raise AttachError where two adapters of one row bring a trained head, one acts inside
+    """Raise AttachError where two trained heads would answer for one row, one adapter acts inside
     another's, or leads a fuse and can't, or can do nothing else."""
     check_leaders(line, fits)
     for adapter in list_answering(line):
@@ -112,11 +113,9 @@ def check_conflicts(line: Part, fits: Mapping[Adapter, Fit]) -> None:
     there = [fits[adapter] for adapter in list_adapters([line])]
     owners = [adapter.label for adapter in list_answering(line) if fits[adapter].heads]
     silent = [fit.adapter.label for fit in there if fit.adapter.heads]
-    if len(owners) > 1:
-        raise AttachError(
-            f"{' and '.join(owners)} each bring a trained head, and a model answers with one; "
-            "attach them one at a time, or each for rows of its own"
-        )
+    for path in {path for fit in there for path in fit.heads}:
+        find_head(line, path, fits)
+    check_labels([adapter for adapter in list_answering(line) if fits[adapter].heads])
     if silent and not owners:
         raise AttachError(
             f"{' and '.join(silent)} bring a trained head, and what fuses them has none to answer "
@@ -130,3 +129,15 @@ def check_conflicts(line: Part, fits: Mapping[Adapter, Fit]) -> None:
                     f"{fit.adapter.label} acts at {site.path}, where {owners[0]} brings a trained "
                     "module of its own that stands in front of it; attach them one at a time"
                 )
+
+
+def check_labels(answering: list[Adapter]) -> None:
+    """Raise AttachError where a mean would be of answers that mean different things."""
+    said = [(a, a.lineage["labels"]) for a in answering if "labels" in a.lineage]
+    for adapter, labels in said:
+        if list(labels) != list(said[0][1]):
+            raise AttachError(
+                f"{said[0][0].label} answers with {', '.join(map(str, said[0][1]))} and "
+                f"{adapter.label} with {', '.join(map(str, labels))}, so a mean of their answers "
+                "has no meaning"
+            )

@@ -11,7 +11,7 @@ from torch import nn
 from torch.utils.hooks import RemovableHandle
 
 from hub.adapter import Adapter
-from hub.attachment.answers import HeadHook
+from hub.attachment.answers import Head, HeadHook, find_head, list_heads
 from hub.attachment.effects import Acting, CheckpointGuard, Switch
 from hub.attachment.experts import hang_experts
 from hub.attachment.fitting import Fit
@@ -20,7 +20,7 @@ from hub.attachment.hanging import Fronts
 from hub.attachment.nodes import Chain
 from hub.attachment.places import Place
 from hub.attachment.repeating import Generator, Repeater
-from hub.attachment.routing import Table, list_adapters, list_answering
+from hub.attachment.routing import Table, list_adapters
 from hub.blueprints import keep_blueprints
 from hub.composition import Part, Split, walk
 from hub.errors import AttachError
@@ -219,24 +219,20 @@ class Installation:
             sites = {**sites, **there} if sites else there
         return [self._places[site] for site in sites]
 
-    def _find_heads(self, path: str, table: Table) -> list[nn.Module | None]:
-        """The head that each line of a table brings to a path; None for the base's own. Raises
-        AttachError where rows would be answered with different numbers of values."""
-        heads: list[nn.Module | None] = []
-        for line in table.lines:
-            brought = (self.fits[adapter].heads.get(path) for adapter in list_answering(line))
-            heads.append(next((head for head in brought if head is not None), None))
+    def _find_heads(self, path: str, table: Table) -> list[Head]:
+        """What answers at a path for each line of a table. Raises AttachError where that would be
+        different numbers of values."""
+        heads = [find_head(line, path, self.fits) for line in table.lines]
         own = self.model.get_submodule(path)
         shapes = {
-            tuple(
-                tuple(parameter.shape) for parameter in (own if head is None else head).parameters()
-            )
+            tuple(tuple(parameter.shape) for parameter in (single or own).parameters())
             for head in heads
+            for single in list_heads(head)
         }
         if len(shapes) > 1:
             raise AttachError(
-                f"rows can't share a batch: their trained heads at {path} differ in shape; route "
-                "them apart"
+                f"trained heads at {path} differ in shape, so they can't answer together; attach "
+                "one at a time"
             )
         return heads
 

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from hub.adapter import Adapter
+from hub.attachment.answers import average_heads, find_head
 from hub.attachment.fitting import Fit, find_place
 from hub.attachment.nodes import changes_input
 from hub.attachment.routing import list_adapters, show
@@ -39,14 +40,13 @@ def merge_line(model: nn.Module, line: Part, fits: Mapping[Adapter, Fit]) -> Swa
     # What changes a site's input acts inside all that changes its output, as while attached.
     for inner in (False, True):
         merged = fold(base, line, fits, merged, inner=inner)
-    for adapter in list_adapters([line]):
-        fit = fits[adapter]
-        who = f"adapter {fit.adapter.label}"
-        for path, head in fit.heads.items():
-            own = dict(model.get_submodule(path).named_parameters())
-            for name, tensor in head.named_parameters():
-                base.check_single_use(own[name], f"{who} at {path}.{name}")
-                merged[own[name]] = tensor.data
+    paths = (path for adapter in list_adapters([line]) for path in fits[adapter].heads)
+    for path in dict.fromkeys(paths):
+        own = model.get_submodule(path)
+        for name, tensor in average_heads(find_head(line, path, fits), own, path).items():
+            parameter = own.get_parameter(name)
+            base.check_single_use(parameter, f"the trained head at {path}.{name}")
+            merged[parameter] = tensor
     swap: Swap = []
     for weight, new in merged.items():
         if weight in base.quantized:

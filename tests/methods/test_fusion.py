@@ -589,7 +589,7 @@ def test_composition_leads_no_fuse() -> None:
     registry = hub.Registry()
     registry.add(make(), name="a")
     registry.add(hub.Stack("a"), name="stack")
-    with pytest.raises(AttachError, match=r"leads a fuse is one adapter, and stack is stack\(a@1"):
+    with pytest.raises(AttachError, match=r"led by one adapter, and not by stack\(a@1"):
         hub.attach(LLAMA, hub.Fuse("a", by="stack"))
 
 
