@@ -77,6 +77,11 @@ def is_folder(text: str) -> bool:
     return text.startswith((".", "/", "~", "file://"))
 
 
+def is_place(reference: str) -> bool:
+    """Whether a reference names a folder or a remote, and no version."""
+    return is_folder(reference) or "/" in reference
+
+
 def locate_folder(place: str | Path) -> Path:
     """The folder that a path or a file:// address names. Raises FileError."""
     path = str(place)

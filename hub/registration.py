@@ -15,10 +15,10 @@ import dataclasses
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import hub_registry
-from hub.errors import BaseMismatch
+from hub.binding import guess_base, settle_base
 from hub_registry import BaseIdentity, CorruptBlob, Fault, RegistryError, Version
 
 if TYPE_CHECKING:
@@ -26,8 +26,6 @@ if TYPE_CHECKING:
 
     from hub.adapter import Adapter
     from hub.composition import Operator
-
-UNKNOWN = "unknown"  # the architecture and precision of a base that nothing is known of
 
 
 class Registry(hub_registry.Registry):
@@ -261,38 +259,3 @@ def describe_contents(adapter: Adapter, contents: Mapping[str, bytes] | None) ->
     else:
         return dict(contents)
     return {**contents, MANIFEST: manifest}
-
-
-def settle_base(
-    adapter: Adapter, name: str, base: nn.Module | BaseIdentity | None
-) -> BaseIdentity | None:
-    """The identity that the adapter has, else that of `base`. Raises BaseMismatch where the two
-    are known and different."""
-    from hub.identity import identify_base
-
-    if base is None:
-        return adapter.base
-    given = base if isinstance(base, BaseIdentity) else identify_base(base)
-    if adapter.base is None:
-        return given
-    comparison = hub_registry.compare(adapter.base, given)
-    if comparison.verdict == "different":
-        raise BaseMismatch(
-            f"{name} was made for {adapter.base.label}, and {given.label} was given as its base: "
-            f"{'; '.join(comparison.reasons)}; leave the base out, its files say it"
-        )
-    return adapter.base
-
-
-def guess_base(files: Mapping[str, bytes]) -> BaseIdentity:
-    """The identity of a base of which no more is known than the name in peft's configuration."""
-    from hub.files import CONFIG
-
-    config: dict[str, Any] = json.loads(files[CONFIG])
-    repo, revision = config.get("base_model_name_or_path"), config.get("revision")
-    return BaseIdentity(
-        architecture=UNKNOWN,
-        precision=UNKNOWN,
-        repo=repo if isinstance(repo, str) and repo else None,
-        revision=revision if isinstance(revision, str) and revision else None,
-    )

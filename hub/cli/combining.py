@@ -11,7 +11,7 @@ from hub.cli.commands import Command, json_option
 from hub.cli.output import print_json, show_progress
 from hub.cli.registry import ADDED, describe_version, open_registry
 from hub.errors import FileError
-from hub.references import is_folder, locate_folder
+from hub.references import is_place, locate_folder
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -84,11 +84,7 @@ def combine_adapters(
         raise click.UsageError("a note is kept with a version; give --name too")
     folder = locate_new_folder(to) if to is not None else None
     registry = open_registry()
-    versions = {
-        text: registry.get(text).reference
-        for text in references
-        if not is_folder(text) and "/" not in text
-    }
+    versions = {text: registry.get(text).reference for text in references if not is_place(text)}
     parts = [versions.get(text, text) for text in references]
     with models.quiet_libraries(), show_progress(f"combining {len(parts)} adapters"):
         import hub

@@ -182,7 +182,7 @@ def verify_versions(references: tuple[str, ...], as_json: bool) -> None:
 
 def report_added(version: Version, source: str, as_json: bool) -> None:
     """Print a version that came from elsewhere."""
-    from hub.registration import UNKNOWN
+    from hub.binding import UNKNOWN
 
     if version.base.architecture == UNKNOWN:
         notify(f"{source} does not say which base it is for, so that can't be verified")

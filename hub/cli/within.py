@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from hub.cli.composing import read_composition
 from hub.errors import AttachError
-from hub.references import is_folder, load
+from hub.references import is_place, load
 
 if TYPE_CHECKING:
     from hub.adapter import Adapter
@@ -88,7 +88,7 @@ def read_within(text: str, method: str, registry: Registry) -> Within:
         raise AttachError(f"--within {text!r}: a {FUSION} leads a fuse; write fuse(a, b; {NEW})")
     pins: dict[Leaf, str] = {}
     for leaf in tree.leaves():
-        if isinstance(leaf, str) and leaf != NEW and not is_folder(leaf) and "/" not in leaf:
+        if isinstance(leaf, str) and leaf != NEW and not is_place(leaf):
             pins[leaf] = registry.get(leaf).reference
     pinned = replace_leaves(tree, lambda leaf: pins.get(leaf, leaf))
     assert isinstance(pinned, Operator)

@@ -11,12 +11,13 @@ from typing import Any
 import torch
 
 from hub.adapter import Adapter
+from hub.binding import check_bases
 from hub.combining.heads import combine_heads, take_off_heads
 from hub.combining.rules import Rule
 from hub.discovery import installed_methods
-from hub.errors import BaseMismatch, ConfigError
+from hub.errors import ConfigError
 from hub.references import load_adapter, locate_folder
-from hub_registry.identity import BaseIdentity, compare
+from hub_registry import BaseIdentity
 
 log = logging.getLogger("hub")
 
@@ -164,26 +165,9 @@ def find_common_method(adapters: Sequence[Adapter], names: Sequence[str]) -> str
 
 def find_common_base(adapters: Sequence[Adapter], names: Sequence[str]) -> BaseIdentity | None:
     """The identity of the base of all; None where none says it. Raises BaseMismatch."""
-    base, owner = None, ""
-    for name, adapter in zip(names, adapters, strict=True):
-        if adapter.base is None:
-            log.warning(f"{name} does not say which base it was made for; it is taken for the same")
-            continue
-        if base is None:
-            base, owner = adapter.base, name
-            continue
-        if base == adapter.base:
-            continue
-        comparison = compare(base, adapter.base)
-        reasons = "; ".join(comparison.reasons)
-        if comparison.verdict == "different":
-            raise BaseMismatch(
-                f"{owner} was made for {base.label} and {name} for {adapter.base.label}, which is "
-                f"another base: {reasons}; combine adapters of one base"
-            )
-        if comparison.verdict == "unverified":
-            log.warning(f"whether {owner} and {name} are of one base can't be verified: {reasons}")
-    return base
+    for text in check_bases(zip(names, [adapter.base for adapter in adapters], strict=True)):
+        log.warning(text)
+    return next((adapter.base for adapter in adapters if adapter.base is not None), None)
 
 
 class Tensors(dict[str, torch.Tensor]):

@@ -13,9 +13,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from hub.adapter import Adapter
+from hub.binding import check_bases
 from hub.errors import FileError
 from hub.recipes.bundles import Bundle, Contents, digest_contents
-from hub.recipes.parts import add_recipe, check_bases
+from hub.recipes.parts import add_recipe
 from hub.recipes.recipe import RECIPE, PartEntry, Recipe
 from hub_registry import AlreadyExists, UnknownReference, Version
 from hub_registry.names import check_name

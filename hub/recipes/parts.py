@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from itertools import combinations
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import hub_registry
-from hub.errors import BaseMismatch, FileError
+from hub.binding import UNKNOWN, check_bases
+from hub.errors import FileError
 from hub.recipes.recipe import RECIPE, Recipe, format_recipe, parse_recipe
-from hub.registration import UNKNOWN
-from hub_registry import BaseIdentity, CorruptBlob, Fault, Version
+from hub_registry import CorruptBlob, Fault, Version
 
 if TYPE_CHECKING:
     from hub.adapter import Adapter
@@ -46,31 +44,6 @@ def add_recipe(
         note=note,
         kind="composition",
     )
-
-
-def check_bases(parts: Iterable[tuple[str, BaseIdentity]]) -> list[str]:
-    """Hold the bases of parts, given with what to call them, against each other; what is worth a
-    note. Raises BaseMismatch where two are different."""
-    notes: list[str] = []
-    known: dict[str, tuple[str, BaseIdentity]] = {}
-    for label, base in parts:
-        if base.architecture == UNKNOWN:
-            notes.append(
-                f"{label} does not say which base it was made for, so that could not be verified"
-            )
-        else:
-            known.setdefault(base.digest, (label, base))
-    for (one, expected), (other, found) in combinations(known.values(), 2):
-        comparison = hub_registry.compare(expected, found)
-        why = "; ".join(comparison.reasons)
-        if comparison.verdict == "different":
-            raise BaseMismatch(
-                f"{one} was made for {expected.label} and {other} for {found.label}: {why}; the "
-                "parts of a composition are made for one base"
-            )
-        if comparison.verdict == "unverified":
-            notes.append(f"{one} and {other} may be for different bases: {why}")
-    return notes
 
 
 def list_adapters(registry: Registry, parts: Sequence[Version]) -> list[Version]:

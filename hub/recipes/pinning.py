@@ -9,7 +9,7 @@ import torch
 from hub.adapter import Adapter
 from hub.composition import Fuse, Leaf, Operator, replace_leaves, walk
 from hub.recipes.recipe import PartEntry, Recipe
-from hub.references import is_folder
+from hub.references import is_place
 from hub_registry import BadName, RegistryError, UnknownReference, Version
 
 if TYPE_CHECKING:
@@ -54,7 +54,7 @@ def find_part(registry: Registry, leaf: Adapter | str) -> Version:
             f"{leaf} is at a remote, and a registered composition is made of versions; get it with "
             f"`hub pull {repo}` and name what it is then"
         )
-    if is_folder(leaf) or "/" in leaf:
+    if is_place(leaf):
         raise RegistryError(
             f"{leaf} is a folder, and a registered composition is made of versions; add it with "
             f"`hub import {leaf} --name NAME` and name what it is then"
@@ -82,11 +82,6 @@ def find_adapter(registry: Registry, adapter: Adapter) -> Version:
             f"registry.add(adapter, name={version.adapter!r})"
         )
     return version
-
-
-def is_place(reference: str) -> bool:
-    """Whether a reference names a folder or a remote, and no version."""
-    return is_folder(reference) or "/" in reference
 
 
 def equals(one: Adapter, other: Adapter) -> bool:

@@ -6,10 +6,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from hub.binding import UNKNOWN, guess_base
 from hub.files import AdapterFiles, parse_adapter
 from hub.recipes.bundles import PARTS, Contents, digest_contents, parse_bundle
 from hub.recipes.recipe import RECIPE, Recipe
-from hub.registration import UNKNOWN, guess_base
 from hub.remotes.cards import Card, PartRow, name_hub_repo
 from hub.remotes.publications import Remote
 from hub_registry import BaseIdentity, Version

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -140,11 +141,22 @@ def test_half_precision_is_combined_in_float32(model: Any) -> None:
 def test_parts_of_another_base_are_refused(model: Any) -> None:
     a = make(model)
     b = make(build_tiny("llama", seed=5), 2)
-    with pytest.raises(BaseMismatch, match=r"which is another base: .*; combine adapters of one"):
+    with pytest.raises(BaseMismatch, match=r"which is another base: .*; take adapters of one"):
         hub.combine([a, b], how="linear")
     c = make(build_tiny("llama", num_hidden_layers=3), 2)
     with pytest.raises(BaseMismatch, match=r"lora \(part 1\) was made for .* and lora \(part 3\)"):
         hub.combine([a, a, c], how="linear")
+
+
+def test_every_two_parts_are_of_one_base(model: Any) -> None:
+    """The first tells too little of its base to differ from any, and the others differ."""
+    a, b, c = make(model), make(model, 2), make(build_tiny("llama", seed=5), 3)
+    assert a.base is not None
+    a.base = replace(a.base, sample={})
+    for parts in ([a, b, c], [b, c, a], [b, a, c]):
+        with pytest.raises(BaseMismatch, match="take adapters of one base"):
+            hub.combine(parts, how="linear")
+    assert hub.combine([a, b], how="linear").base is a.base
 
 
 def test_the_same_base_in_another_precision_is_the_same(model: Any) -> None:
