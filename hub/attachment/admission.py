@@ -17,6 +17,7 @@ from hub.attachment.routing import list_adapters, list_answering
 from hub.composition import Fuse, Leaf, Operator, Part, check_part, replace_leaves, walk
 from hub.errors import AttachError
 from hub.identity import verify_base
+from hub.recipes.pinning import equals
 from hub.references import load
 
 log = logging.getLogger("hub")
@@ -26,18 +27,31 @@ Trainable = bool | Adapter | str | Iterable[Adapter | str] | None
 
 
 def resolve_composition(composition: Any, loaded: dict[str, Part] | None = None) -> Part:
-    """The composition with every reference loaded, each once. Raises AttachError.
+    """The composition with every reference loaded, and every version that is named by several, or
+    is a part of what they name, there once. Raises AttachError.
 
     loaded: what is there already, by the reference that it was loaded by; it grows.
     """
     loaded = {} if loaded is None else loaded
+    versions: dict[str | None, Adapter] = {}
 
     def resolve(leaf: Leaf) -> Part:
         if not isinstance(leaf, str):
             return leaf
         if leaf not in loaded:
-            loaded[leaf] = load(leaf)
+            if not versions:
+                there = list_adapters([composition, *loaded.values()])
+                versions.update((adapter.reference, adapter) for adapter in there)
+            loaded[leaf] = replace_leaves(load(leaf), share)
         return loaded[leaf]
+
+    def share(leaf: Leaf) -> Part:
+        if not isinstance(leaf, Adapter) or leaf.reference is None:
+            return leaf
+        known = versions.setdefault(leaf.reference, leaf)
+        # A folder may say of other content that it is this version, and what is there may have
+        # learned.
+        return known if known is leaf or equals(known, leaf) else leaf
 
     if isinstance(composition, Path):
         composition = check_part("composition", composition)
