@@ -7,6 +7,7 @@ printed as what `parse_composition` reads again.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar, Union
@@ -90,6 +91,9 @@ class Operator:
 
     def __reduce__(self) -> Any:
         return self.make, (self.parts, self.settings)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Part:
+        return replace_leaves(self, lambda leaf: copy.deepcopy(leaf, memo))
 
     def __repr__(self) -> str:
         from hub.printing import print_nodes

@@ -15,7 +15,7 @@ from hub.attachment.mixing import JoinedNode, RowsNode
 from hub.attachment.nodes import AverageNode, Chain, FuseNode, SplitNode, extends, run_extend
 from hub.attachment.repeated import RepeatedNode
 from hub.attachment.routing import Table, list_adapters, show
-from hub.composition import Average, Fuse, Operator, Part, Split
+from hub.composition import Average, Fuse, Leaf, Operator, Part, Split, fold
 from hub.discovery import installed_methods
 from hub.errors import AttachError
 from hub.sites import Site
@@ -40,21 +40,25 @@ def build_chain(tree: Part, here: Here) -> Chain:
 
     Raises AttachError where it has no meaning there.
     """
-    if not isinstance(tree, Operator):
-        module = here.modules.get(tree) if isinstance(tree, Adapter) else None
+
+    def find(leaf: Leaf) -> Chain:
+        module = here.modules.get(leaf) if isinstance(leaf, Adapter) else None
         return () if module is None else (module,)
-    chains = [build_chain(part, here) for part in tree.parts]
-    if isinstance(tree, Fuse):
-        return build_fuse(tree, chains, here)
-    if not any(chains):
-        return ()
-    if isinstance(tree, Average):
-        check_lengths(tree, chains, here.site)
-        return (AverageNode(chains, tree.shares),)
-    if isinstance(tree, Split):
-        check_split(tree, chains, here.site)
-        return (SplitNode(chains, tree.at, here.site, here.ruler),)
-    return tuple(module for chain in chains for module in chain)
+
+    def join(node: Operator, chains: list[Chain]) -> Chain:
+        if isinstance(node, Fuse):
+            return build_fuse(node, chains[:-1], here)
+        if not any(chains):
+            return ()
+        if isinstance(node, Average):
+            check_lengths(node, chains, here.site)
+            return (AverageNode(chains, node.shares),)
+        if isinstance(node, Split):
+            check_split(node, chains, here.site)
+            return (SplitNode(chains, node.at, here.site, here.ruler),)
+        return tuple(module for chain in chains for module in chain)
+
+    return fold(tree, find, join)
 
 
 def build_fuse(tree: Fuse, chains: Sequence[Chain], here: Here) -> Chain:

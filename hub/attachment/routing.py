@@ -9,17 +9,19 @@ stack(c, a) and stack(c, b), and two of them side by side have a route for each 
 from __future__ import annotations
 
 import itertools
+import math
 import operator
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from hub.adapter import Adapter
-from hub.composition import BatchSplit, Fuse, Operator, Parallel, Part, Stack, walk
+from hub.composition import BatchSplit, Fuse, Leaf, Operator, Parallel, Part, Stack, fold, walk
 from hub.errors import AttachError
 from hub.printing import print_leaf
 
 MOST = 4096  # routes of one composition; each is a tree of its own
+DEEPEST = 100  # operators inside each other; each takes 3 of the 1,000 calls that Python nests
 
 Rows = int | Part | Sequence[int | Part]
 """Of a table: one route for every row, or each row's; a route by its number or as what it is, and
@@ -144,25 +146,38 @@ class Routing:
 def expand(tree: Part, kind: type[Operator]) -> list[Part]:
     """The compositions without `kind` that one with it stands for, in the order of its parts.
     Raises AttachError where they are too many."""
-    if not isinstance(tree, Operator) or not any(isinstance(node, kind) for node in walk(tree)):
+    if not isinstance(tree, Operator):
         return [tree]
-    options = [expand(part, kind) for part in tree.parts]
-    if isinstance(tree, kind):
-        return [option for part in options for option in part]
-    total = 1
-    for part in options:
-        total *= len(part)
-    if total > MOST:
-        raise AttachError(
-            f"{show(tree)} stands for {total:,} combinations; put one {kind.name} around the "
-            "combinations that rows have"
-        )
-    return [tree.rebuild(chosen) for chosen in itertools.product(*options)]
+
+    def join(node: Operator, options: list[list[Part]]) -> list[Part]:
+        if isinstance(node, kind):
+            return [option for part in options for option in part]
+        total = math.prod(map(len, options))
+        if total > MOST:
+            raise AttachError(
+                f"{show(node)} stands for {total:,} combinations; put one {kind.name} around the "
+                "combinations that rows have"
+            )
+        return [node.rebuild(chosen) for chosen in itertools.product(*options)]
+
+    def read(leaf: Leaf) -> list[Part]:
+        return [leaf]
+
+    return fold(tree, read, join)
 
 
 def list_copies(route: Part) -> tuple[Part, ...]:
-    """What each copy of the batch has, in a plain form: one line where it is not repeated."""
-    return tuple(flatten(line) for line in expand(route, Parallel))
+    """What each copy of the batch has, in a plain form: one line where it is not repeated. Raises
+    AttachError where one is too deep to run."""
+    lines = tuple(flatten(line) for line in expand(route, Parallel))
+    for line in lines:
+        depth = measure_depth(line)
+        if depth > DEEPEST:
+            raise AttachError(
+                f"{show(line)} has {depth:,} averages, splits and fuses one inside the other, and "
+                f"at most {DEEPEST} can run; an average of averages can be written as one"
+            )
+    return lines
 
 
 def settle_copies(lines: Iterable[tuple[Part, ...]]) -> int:
@@ -180,15 +195,29 @@ def flatten(line: Part) -> Part:
     """The same without stacks directly in stacks, or of one part, or with nothing in them."""
     if not isinstance(line, Operator):
         return line
-    parts = [flatten(part) for part in line.parts]
-    if not isinstance(line, Stack):
-        return line.rebuild(parts)
-    inner: list[Part] = []
-    for part in parts:
-        inner += part.parts if isinstance(part, Stack) else [] if part is None else [part]
-    if len(inner) < 2:
-        return inner[0] if inner else None
-    return Stack(*inner)
+
+    def join(node: Operator, children: list[list[Part]]) -> list[Part]:
+        if isinstance(node, Stack):
+            return [part for inner in children for part in inner]
+        return [node.rebuild([stack(inner) for inner in children])]
+
+    def read(leaf: Leaf) -> list[Part]:
+        return [] if leaf is None else [leaf]
+
+    return stack(fold(line, read, join))
+
+
+def stack(parts: list[Part]) -> Part:
+    """These one on top of the other; one alone as it is, and the bare base for nothing."""
+    if len(parts) < 2:
+        return parts[0] if parts else None
+    return Stack(*parts)
+
+
+def measure_depth(line: Part) -> int:
+    """How many operators stand one inside the other at most, stacks apart: a stack is one chain
+    with what is around it."""
+    return fold(line, lambda leaf: 0, lambda node, depths: max(depths) + (type(node) is not Stack))
 
 
 def list_adapters(trees: Iterable[Part]) -> list[Adapter]:
@@ -199,11 +228,15 @@ def list_adapters(trees: Iterable[Part]) -> list[Adapter]:
 
 def list_answering(line: Part) -> list[Adapter]:
     """The adapters of a line whose trained heads answer: a fuse answers with its own."""
-    if isinstance(line, Fuse):
-        return list_adapters([line.by])
-    if isinstance(line, Operator):
-        return list(dict.fromkeys(a for part in line.parts for a in list_answering(part)))
-    return list_adapters([line])
+    found: dict[Adapter, None] = {}
+    left = [line]
+    while left:
+        node = left.pop()
+        if isinstance(node, Operator):
+            left += [node.by] if isinstance(node, Fuse) else reversed(node.parts)
+        elif isinstance(node, Adapter):
+            found[node] = None
+    return list(found)
 
 
 def read_names(part: Part) -> tuple[str, ...]:
