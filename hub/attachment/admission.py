@@ -40,8 +40,7 @@ def resolve_composition(composition: Any, loaded: dict[str, Part] | None = None)
             return leaf
         if leaf not in loaded:
             if not versions:
-                there = list_adapters([composition, *loaded.values()])
-                versions.update((adapter.reference, adapter) for adapter in there)
+                versions.update((a.reference, a) for a in list_adapters(loaded.values()))
             loaded[leaf] = replace_leaves(load(leaf), share)
         return loaded[leaf]
 

@@ -51,8 +51,12 @@ def test_a_version_that_several_names_mean_is_there_once(model: Any, adapter: hu
 def test_a_version_that_learns_in_two_places_is_one(model: Any, adapter: hub.Adapter) -> None:
     with hub.attach(model, hub.Stack("half@1", "a"), trainable="a@1") as attachment:
         assert count_parameters(attachment) == len(adapter.tensors)
+
+
+def test_an_adapter_beside_its_version_learns_alone(model: Any, adapter: hub.Adapter) -> None:
     with hub.attach(model, hub.Stack(adapter, "half@1"), trainable=adapter) as attachment:
-        assert attachment.active == (adapter,)
+        assert len(attachment.active) == 2
+        assert count_parameters(attachment) == len(adapter.tensors)
 
 
 def test_what_is_added_shares_what_is_there(model: Any, adapter: hub.Adapter) -> None:
