@@ -23,10 +23,11 @@ def find_sites(model: nn.Module, example: Mapping[str, Any] | None = None) -> tu
     at every time. `example` is a batch, by keyword, for a model that can't run on token ids alone.
     A compiled model's sites are those of the model that was compiled.
 
-    Raises AttachError where that forward fails.
+    Raises AttachError where that forward fails, and on a model that carries other adapters.
     """
     model = unwrap_model(model)
     modules = list_modules(model)
+    refuse_others(modules)
     key = _make_key(model, modules)
     if key is not None and key in _found:
         return _found[key]
@@ -45,6 +46,18 @@ def unwrap_model(model: Any) -> nn.Module:
             "transformers first"
         )
     return model
+
+
+def refuse_others(modules: Mapping[str, nn.Module]) -> None:
+    """Raise AttachError where peft's adapters are in the model: their modules would be taken for
+    the base's own."""
+    for path, module in modules.items():
+        if type(module).__module__.startswith("peft."):
+            raise AttachError(
+                f"this model carries adapters of peft ({path or 'it'} is a "
+                f"{type(module).__name__}); take them off with unload(), fold them in with "
+                "merge_and_unload(), or load the base anew"
+            )
 
 
 def _make_key(model: nn.Module, modules: dict[str, nn.Module]) -> Any:

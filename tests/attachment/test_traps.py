@@ -7,6 +7,7 @@ import pickle
 import threading
 from typing import Any
 
+import peft
 import pytest
 import torch
 from torch import nn
@@ -390,3 +391,20 @@ def test_creating_on_an_attached_or_compiled_classifier_finds_its_own_head() -> 
     compiled = torch.compile(model, backend="eager")
     adapter = hub.Adapter.create("lora", compiled)
     assert (adapter.heads, adapter.task_type) == (("score",), "SEQ_CLS")
+
+
+@pytest.mark.parametrize("wrapped", [True, False])
+def test_a_model_that_carries_pefts_adapters_is_refused(wrapped: bool) -> None:
+    model = build_tiny("llama")
+    adapter = hub.Adapter.create("lora", model)
+    config = peft.LoraConfig(r=2, target_modules=["q_proj"])
+    if wrapped:
+        other = peft.get_peft_model(model, config)
+    else:
+        other = peft.inject_adapter_in_model(config, model)
+    for act in (lambda: hub.Adapter.create("lora", other), lambda: hub.attach(other, adapter)):
+        with pytest.raises(AttachError, match=r"carries adapters of peft .* unload\(\)"):
+            act()
+    if wrapped:
+        with hub.attach(other.unload(), adapter):
+            pass
