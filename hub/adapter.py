@@ -51,6 +51,7 @@ class Adapter:
     base: the identity of the base that it was made for; None when its files did not say.
     task, metrics, lineage: what it is for, how good it is, what it came from.
     reference: where it was loaded from, "sst2@3"; None until it has a name.
+    digest: the content digest of that version, where it was loaded from a registry or added to one.
     fresh: made new, not loaded; fresh adapters learn when attached, loaded ones do not.
 
     Two adapters are equal only when they are the same object.
@@ -81,6 +82,7 @@ class Adapter:
         self.metrics = dict(metrics or {})
         self.lineage = dict(lineage or {})
         self.reference = reference
+        self.digest: str | None = None
         self.fresh = fresh
 
     @classmethod

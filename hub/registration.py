@@ -14,12 +14,22 @@ import copy
 import dataclasses
 import json
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import hub_registry
 from hub.binding import guess_base, settle_base
-from hub_registry import BaseIdentity, CorruptBlob, Fault, RegistryError, Version
+from hub.lineage import add_parents, forget_parents, read_parents
+from hub_registry import (
+    BadName,
+    BaseIdentity,
+    CorruptBlob,
+    Fault,
+    RegistryError,
+    UnknownReference,
+    Version,
+)
 
 if TYPE_CHECKING:
     from torch import nn
@@ -52,7 +62,9 @@ class Registry(hub_registry.Registry):
             versions, given as references or as the adapters that were loaded from them, of which
             an alias means its version from now on; or a folder, peft's own too; or the bytes of
             files by path, as they came from elsewhere. All are checked as if to be loaded.
-        task, parents: what it is for and what it was made from; told in its `hub.json` too.
+        task, parents: what it is for and what it was made from; told in its `hub.json` too. When
+            parents are left out they are those that its lineage names, where these are versions
+            here, of the content that they had.
         base: the model that it was trained on, where its files do not say. Nothing checks that
             it was this one; an adapter without it attaches to any base with a note.
         names: for the folder of a composition, whose parts become versions too: what they are to
@@ -82,15 +94,16 @@ class Registry(hub_registry.Registry):
                 return self._add_bundle(contents, where, name, task, note, names)
             described = Adapter.parse(contents, where)
         refuse_names(names)
-        parents = [self._resolve(parent) for parent in parents]
+        versions = [self.get(one) if isinstance(one, str) else one for one in parents]
         described.reference = None
         described.task = task if task is not None else described.task
         described.base = settle_base(described, name, base)
-        if parents:
-            described.lineage = {**described.lineage, "parents": parents}
+        if versions:
+            described.lineage = add_parents(forget_parents(described.lineage), versions)
         files = describe_contents(described, contents)
         if not isinstance(adapter, Mapping):
             files = self._keep_moment(name, files)
+        versions = versions or self._find_parents(name, described.lineage, files)
         version = self.add_files(
             files,
             name=name,
@@ -99,12 +112,13 @@ class Registry(hub_registry.Registry):
             base=described.base or guess_base(files),
             config=dataclasses.asdict(described.config),
             metrics=described.metrics,
-            parents=parents,
+            parents=versions,
             note=note,
         )
         if isinstance(adapter, Adapter):
             adapter.task, adapter.base = described.task, described.base
-            adapter.lineage, adapter.reference = described.lineage, version.reference
+            adapter.lineage = described.lineage
+            adapter.reference, adapter.digest = version.reference, version.digest
         return version
 
     def load(self, reference: str | Version) -> Adapter | Operator:
@@ -123,7 +137,7 @@ class Registry(hub_registry.Registry):
         adapter = Adapter.parse(
             self.read_files(version), Path(version.reference), reference=version.reference
         )
-        adapter.task = version.task
+        adapter.task, adapter.digest = version.task, version.digest
         return adapter
 
     def read_files(self, version: Version) -> dict[str, bytes]:
@@ -185,8 +199,26 @@ class Registry(hub_registry.Registry):
             bundle = bundle.assign(task)
         return Arrival(self, bundle, where, names=names).register(name, note)
 
-    def _resolve(self, parent: Version | str) -> str:
-        return parent.reference if isinstance(parent, Version) else self.get(parent).reference
+    def _find_parents(
+        self, name: str, lineage: Mapping[str, Any], files: Mapping[str, bytes]
+    ) -> builtins.list[Version]:
+        """The versions here that a lineage names; none where these files are a version of `name`
+        already, whose parents were found when it was added."""
+        from hub.recipes.bundles import digest_contents
+
+        found: dict[str, Version] = {}
+        for reference, digest in read_parents(lineage).items():
+            if digest is None:
+                continue
+            with suppress(UnknownReference, BadName):
+                version = self.get(reference)
+                if version.digest == digest:
+                    found[version.reference] = version
+        if found:
+            digest = digest_contents(files)
+            if any(version.digest == digest for version in self.list(name)):
+                return []
+        return list(found.values())
 
     def _keep_moment(self, name: str, files: Mapping[str, bytes]) -> dict[str, bytes]:
         """The files with the time of the version that says all the same, where there is one."""

@@ -92,8 +92,7 @@ def combine_adapters(
         adapter = hub.combine(parts, **options)
         said: dict[str, Any] = dict.fromkeys((*ADDED, "parents"))
         if name is not None:
-            parents = list(dict.fromkeys(versions.values()))
-            version = registry.add(adapter, name=name, task=task, note=note, parents=parents)
+            version = registry.add(adapter, name=name, task=task, note=note)
             said = describe_version(version)
         else:
             adapter.task = task if task is not None else adapter.task

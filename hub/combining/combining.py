@@ -16,6 +16,7 @@ from hub.combining.heads import combine_heads, take_off_heads
 from hub.combining.rules import Rule
 from hub.discovery import installed_methods
 from hub.errors import ConfigError
+from hub.lineage import add_parents
 from hub.references import load_adapter, locate_folder
 from hub_registry import BaseIdentity
 
@@ -90,10 +91,7 @@ def combine(
                 f"can't combine {join_words(names)}: their sum has no singular values; {SMALLER}"
             ) from error
     made_of = [describe_part(*pair) for pair in zip(adapters, parts, strict=True)]
-    lineage: dict[str, Any] = {"combination": {"parts": made_of, **rule.describe()}}
-    parents = dict.fromkeys(a.reference for a in adapters if a.reference is not None)
-    if parents:
-        lineage["parents"] = list(parents)
+    lineage = add_parents({"combination": {"parts": made_of, **rule.describe()}}, adapters)
     if labels is not None:
         lineage["labels"] = labels
     return Adapter(

@@ -18,6 +18,7 @@ from hub.attachment.admission import Trainable, choose_learners, resolve_composi
 from hub.attachment.routing import flatten, list_adapters, list_answering, show
 from hub.composition import BatchSplit, Leaf, Operator, Parallel, Part, replace_leaves, walk
 from hub.errors import TrainError
+from hub.lineage import add_parents, forget_parents
 
 
 @dataclass(frozen=True)
@@ -65,16 +66,14 @@ class Learners:
 
         names: those of the classes. tokenizer: the digest of the run's.
         """
-        others = [part.reference for part in self.others if part.reference is not None]
         for adapter in self.adapters:
-            lineage = dict(adapter.lineage)
-            own = lineage.get("parents", []) if adapter.reference is None else [adapter.reference]
-            parents = list(dict.fromkeys([*own, *others]))
-            if parents:
-                lineage["parents"] = parents
+            # One that is a version comes from that, which has parents of its own.
+            own = adapter.lineage if adapter.reference is None else forget_parents(adapter.lineage)
+            lineage = add_parents(own, [adapter, *self.others])
             if names:
                 lineage["labels"] = list(names)
-            adapter.lineage, adapter.reference, adapter.metrics = lineage, None, {}
+            adapter.lineage, adapter.metrics = lineage, {}
+            adapter.reference = adapter.digest = None
             if adapter.base is not None and adapter.base.tokenizer is None:
                 adapter.base = replace(adapter.base, tokenizer=tokenizer)
         if not isinstance(self.tree, Operator):

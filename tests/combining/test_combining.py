@@ -37,7 +37,7 @@ def answer(model: Any, adapter: hub.Adapter) -> torch.Tensor:
 def test_the_result_says_what_it_is(model: Any, tmp_path: Path) -> None:
     registry = hub.Registry()
     a, b = make(model, 1), make(model, 2)
-    first = registry.add(a, name="a", task="sums").reference
+    first = registry.add(a, name="a", task="sums")
     folder = b.save(tmp_path / "b")
     combined = hub.combine(
         ["a@1", folder, a, make(model, 3)],
@@ -49,7 +49,8 @@ def test_the_result_says_what_it_is(model: Any, tmp_path: Path) -> None:
         seed=4,
     )
     expected = {
-        "parents": [first],
+        "parents": ["a@1"],
+        "digests": {"a@1": first.digest},
         "combination": {
             "parts": ["a@1", "./b", "a@1", "lora"],
             "how": "dare_ties_svd",
@@ -66,9 +67,61 @@ def test_the_result_says_what_it_is(model: Any, tmp_path: Path) -> None:
     assert combined.task is None  # only one says sums
     combined.save(tmp_path / "combined")
     assert json.loads((tmp_path / "combined/hub.json").read_text())["lineage"] == expected
-    version = registry.add(combined, name="combined", parents=["a@1"])
+    version = registry.add(combined, name="combined")
     assert version.parents == ("a@1",)
     assert hub.load("combined@1").lineage == expected
+
+
+def test_the_versions_among_the_parts_are_the_parents(model: Any, tmp_path: Path) -> None:
+    """Where they are versions of this registry, of that content, and nobody says otherwise."""
+    registry, other = hub.Registry(), hub.Registry(home=tmp_path / "other")
+    for seed, name in enumerate("abc", 1):
+        registry.add(make(model, seed), name=name)
+    combined = hub.combine(["b@1", "a"], how="linear")
+    folder = combined.save(tmp_path / "ba")
+    version = registry.add(combined, name="ba")
+    assert version.parents == ("b@1", "a@1")
+    assert version.parents == tuple(hub.load("ba").lineage["parents"])
+    assert registry.add(hub.combine(["b", "a@1"], how="linear"), name="ba") == version
+    assert registry.add(folder, name="ba") == version
+    assert registry.add(folder, name="again").parents == ("b@1", "a@1")
+    assert registry.add(hub.combine(["a", "b"], how="svd"), name="c", parents=["c"]).parents == (
+        "c@1",
+    )
+    registry.export("a@1", tmp_path / "a")
+    other.add(tmp_path / "a", name="a")
+    other.add(make(model, 4), name="b")
+    assert other.add(folder, name="ba").parents == ("a@1",)
+
+
+def test_parents_that_come_later_change_no_version(model: Any, tmp_path: Path) -> None:
+    registry, other = hub.Registry(), hub.Registry(home=tmp_path / "other")
+    registry.add(make(model, 1), name="a")
+    folder = hub.combine(["a"], how="linear").save(tmp_path / "one")
+    version = other.add(folder, name="one")
+    other.add(registry.export("a", tmp_path / "a"), name="a")
+    assert other.add(folder, name="one") == version
+    assert version.parents == ()
+
+
+@pytest.mark.parametrize(
+    "lineage",
+    [
+        {"parents": ["a@1"]},
+        {"parents": ["a@1"], "digests": {"a@1": "0" * 64}},
+        {"parents": ["a@1"], "digests": ["a@1"]},
+        {"parents": {"a@1": 1}, "digests": {"a@1": 1}},
+        {"parents": [["a@1"], None, "b@1", "./a b", "@"], "digests": {"b@1": "0", "./a b": "0"}},
+    ],
+    ids=str,
+)
+def test_what_only_calls_itself_a_parent_is_none(model: Any, lineage: dict[str, Any]) -> None:
+    registry = hub.Registry()
+    registry.add(make(model, 1), name="a")
+    adapter = make(model, 2)
+    adapter.lineage = lineage
+    assert registry.add(adapter, name="one").parents == ()
+    assert hub.load("one").lineage == lineage
 
 
 @pytest.mark.parametrize(
