@@ -52,6 +52,8 @@ class Adapter:
     task, metrics, lineage: what it is for, how good it is, what it came from.
     reference: where it was loaded from, "sst2@3"; None until it has a name.
     digest: the content digest of that version, where it was loaded from a registry or added to one.
+    folder: the folder that it was loaded from, "./german", without the rest of its path, which is
+        of this machine; None for what was loaded from elsewhere.
     fresh: made new, not loaded; fresh adapters learn when attached, loaded ones do not.
 
     Two adapters are equal only when they are the same object.
@@ -83,6 +85,7 @@ class Adapter:
         self.lineage = dict(lineage or {})
         self.reference = reference
         self.digest: str | None = None
+        self.folder: str | None = None
         self.fresh = fresh
 
     @classmethod
@@ -124,7 +127,9 @@ class Adapter:
     @classmethod
     def read(cls, folder: str | Path, *, reference: str | None = None) -> Adapter:
         """The adapter in a folder. Raises FileError, MethodError, ConfigError."""
-        return cls.parse(read_contents(folder), Path(folder), reference=reference)
+        adapter = cls.parse(read_contents(folder), Path(folder), reference=reference)
+        adapter.folder = name_folder(Path(folder))
+        return adapter
 
     @classmethod
     def parse(
@@ -258,6 +263,11 @@ def find_saved_heads(
             "there; fetch the adapter anew"
         )
     return tuple(paths)
+
+
+def name_folder(folder: Path) -> str:
+    """A folder without the rest of its path."""
+    return f"./{folder.absolute().name}"
 
 
 def as_parameter(tensor: torch.Tensor) -> nn.Parameter:

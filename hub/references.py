@@ -35,10 +35,14 @@ def load(reference: str | Path) -> Adapter | Operator:
         )
     text = str(reference)
     if isinstance(reference, Path) or is_folder(text):
+        from hub.adapter import Adapter, name_folder
         from hub.recipes.bundles import load_contents, read_folder
 
         folder = locate_folder(reference)
-        return load_contents(read_folder(folder), folder)
+        loaded = load_contents(read_folder(folder), folder)
+        if isinstance(loaded, Adapter):
+            loaded.folder = name_folder(folder)
+        return loaded
     if text.startswith("hf://"):
         from hub.recipes.bundles import load_contents
         from hub.remotes import open_remote, receive

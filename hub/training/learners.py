@@ -20,6 +20,8 @@ from hub.composition import BatchSplit, Leaf, Operator, Parallel, Part, replace_
 from hub.errors import TrainError
 from hub.lineage import add_parents, forget_parents
 
+NEW = "new"  # how an adapter's lineage calls itself, as `hub train --within` does
+
 
 @dataclass(frozen=True)
 class Learners:
@@ -60,9 +62,8 @@ class Learners:
             return [""]
         return [f"{number}-{a.method}" for number, a in enumerate(self.adapters, 1)]
 
-    def begin_lineage(self, names: Sequence[str], tokenizer: str) -> dict[str, Any]:
-        """Say that what was true of each before is so no more, and what it came from; what is to be
-        told of the composition in its training.
+    def begin_lineage(self, names: Sequence[str], tokenizer: str) -> None:
+        """Say that what was true of each before is so no more, and what it came from.
 
         names: those of the classes. tokenizer: the digest of the run's.
         """
@@ -73,17 +74,26 @@ class Learners:
             if names:
                 lineage["labels"] = list(names)
             adapter.lineage, adapter.metrics = lineage, {}
-            adapter.reference = adapter.digest = None
+            adapter.reference = adapter.digest = adapter.folder = None
             if adapter.base is not None and adapter.base.tokenizer is None:
                 adapter.base = replace(adapter.base, tokenizer=tokenizer)
-        if not isinstance(self.tree, Operator):
-            return {}
-        return {"within": str(self.tree), "learners": [show(a) for a in self.adapters]}
 
     def tell(self, training: Mapping[str, Any]) -> None:
-        """Let each say in its lineage how it was trained."""
+        """Let each say in its lineage where and how it was trained."""
         for adapter in self.adapters:
-            adapter.lineage["training"] = dict(training)
+            adapter.lineage["training"] = {**self._describe_place(adapter), **training}
+
+    def _describe_place(self, learner: Adapter) -> dict[str, Any]:
+        """What a learner tells of the composition that it learned in: itself is `new` there, the
+        others that learned are their numbers."""
+        if not isinstance(self.tree, Operator):
+            return {}
+        names = dict(zip(self.adapters, self.name_folders(), strict=True)) | {learner: NEW}
+        names |= {part: name_part(part) for part in self.others}
+        within = replace_leaves(
+            self.tree, lambda leaf: names[leaf] if isinstance(leaf, Adapter) else leaf
+        )
+        return {"within": str(within), "learners": [names[a] for a in self.adapters]}
 
 
 def find_learners(model: nn.Module, composition: Composition, trainable: Trainable) -> Learners:
@@ -212,6 +222,12 @@ def describe_learner(adapter: Adapter) -> dict[str, Any]:
         "method": adapter.method,
         "config": {k: v for k, v in config.items() if k not in PLACES},
     }
+
+
+def name_part(adapter: Adapter) -> str:
+    """A part in the lineage of what learned beside it: its reference, else the folder that it came
+    from, else its method and the beginning of `hash_adapter`."""
+    return adapter.reference or adapter.folder or f"{adapter.method}:{hash_adapter(adapter)[:12]}"
 
 
 def hash_adapter(adapter: Adapter) -> str:

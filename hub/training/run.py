@@ -193,8 +193,8 @@ def train(
         if not resume:
             begin_run(folder, run)
         names = labels.names if labels is not None else ()
+        learners.begin_lineage(names, run["tokenizer"])
         story = {
-            **learners.begin_lineage(names, run["tokenizer"]),
             "dataset": dict(examples.source),
             "eval_dataset": dict(measured.source) if measured is not None else None,
             "template": template,

@@ -101,8 +101,8 @@ def test_new_part_learns_on_top_of_a_version_that_stays(registry: hub.Registry) 
     assert (below.reference, below.metrics, below.lineage) == ("de@1", {}, {})
     assert adapter.metrics == result.metrics
     assert adapter.lineage["parents"] == ["de@1"]
-    assert adapter.lineage["training"]["within"] == "stack(de@1, <houlsby>)"
-    assert adapter.lineage["training"]["learners"] == ["<houlsby>"]
+    assert adapter.lineage["training"]["within"] == "stack(de@1, new)"
+    assert adapter.lineage["training"]["learners"] == ["new"]
 
 
 def test_references_in_a_composition_are_loaded(registry: hub.Registry) -> None:
@@ -112,7 +112,7 @@ def test_references_in_a_composition_are_loaded(registry: hub.Registry) -> None:
     assert first.losses == second.losses
     assert is_as(by_name, copy_tensors(by_value))
     assert by_name.lineage["parents"] == ["de@1", "fr@1"]
-    assert by_name.lineage["training"]["within"] == "stack(average(de@1, fr@1), <houlsby>)"
+    assert by_name.lineage["training"]["within"] == "stack(average(de@1, fr@1), new)"
 
 
 def test_what_learns_sees_what_is_below_it(registry: hub.Registry) -> None:
@@ -126,7 +126,7 @@ def test_reference_beside_the_adapter_that_it_names_is_the_version() -> None:
     start = copy_tensors(adapter)
     train(hub.Stack("de@1", adapter))
     assert not is_as(adapter, start)
-    assert adapter.lineage["training"]["within"] == "stack(de@1, <lora>)"
+    assert adapter.lineage["training"]["within"] == "stack(de@1, new)"
     assert is_as(hub.load("de@1"), start)  # type: ignore[arg-type]
 
 
@@ -194,16 +194,37 @@ def test_each_of_several_learners_says_where_and_with_what_it_learned(tmp_path: 
     parts[0].reference, parts[0].fresh = "old@1", True
     result = train(hub.Stack(*parts), eval_dataset=ROWS)
     assert result.metrics.keys() == {"perplexity"}
-    for part in parts:
+    for place, part in enumerate(parts):
         assert part.metrics == result.metrics
         told = part.lineage["training"]
-        assert told["within"] == "stack(<lora>, <houlsby>, <prefix>, <prompt>)"
-        assert told["learners"] == ["<lora>", "<houlsby>", "<prefix>", "<prompt>"]
+        names = ["1-lora", "2-houlsby", "3-prefix", "4-prompt"]
+        names[place] = "new"
+        assert told["within"] == f"stack({', '.join(names)})"
+        assert told["learners"] == names
         assert told["steps"] == 4
         assert part.base is not None and part.base.tokenizer is not None
         assert hub.load(part.save(tmp_path / part.method)).lineage == part.lineage
     assert parts[0].lineage["parents"] == ["old@1"]
     assert all("parents" not in part.lineage for part in parts[1:])
+
+
+def test_parts_without_a_version_are_named_by_their_folder_or_their_content(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    below, beside, adapter = make(seed=1, r=2), make(seed=2, r=2), make("houlsby")
+    monkeypatch.chdir(below.save(tmp_path / "a folder"))
+    places: tuple[Any, ...] = (tmp_path / "a folder", str(tmp_path / "a folder"), ".")
+    for given in (*places, *map(hub.load, places), hub.Adapter.read(tmp_path / "a folder")):
+        train(hub.Stack(given, adapter), max_steps=1, trainable=[adapter])
+        assert adapter.lineage["training"]["within"] == 'stack("./a folder", new)'
+        assert "parents" not in adapter.lineage
+    withins = []
+    for part in (below, beside, copy.deepcopy(beside)):
+        train(hub.Stack(part, adapter), max_steps=1, trainable=[adapter])
+        withins.append(adapter.lineage["training"]["within"])
+        assert hub.parse_composition(withins[-1])
+        assert withins[-1].startswith("stack(lora:")
+    assert withins[0] != withins[1] == withins[2]
 
 
 def test_each_of_several_learners_is_as_at_the_best_checkpoint(tmp_path: Path) -> None:
@@ -419,7 +440,7 @@ def test_adapter_that_is_attached_with_others_says_so(registry: hub.Registry) ->
     model, adapter = copy.deepcopy(MODEL), make()
     with hub.attach(model, hub.Average("de", adapter)):
         train(adapter, model=model)
-    assert adapter.lineage["training"]["within"] == "average(de@1, <lora>)"
+    assert adapter.lineage["training"]["within"] == "average(de@1, new)"
     assert adapter.lineage["parents"] == ["de@1"]
 
 
