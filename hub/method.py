@@ -64,6 +64,8 @@ class Method(ABC, Generic[C]):
     prefix: what the names of its files' tensors begin with: peft's, which is ``base_model.`` for
         methods that peft counts among prompt learning.
     plain_names: tensors that its files name as they are, without the prefix.
+    leads: whether its modules do nothing alone and lead a fuse: theirs is ``fuse(y, parts)``, which
+        chooses among what the parts of the fuse give, see `hub.Fuse`.
     """
 
     name: ClassVar[str]
@@ -72,6 +74,7 @@ class Method(ABC, Generic[C]):
     peft_type: ClassVar[str] = ""
     prefix: ClassVar[str] = "base_model.model."
     plain_names: ClassVar[frozenset[str]] = frozenset()
+    leads: ClassVar[bool] = False
 
     @abstractmethod
     def choose_sites(self, sites: Sequence[Site], config: C) -> Sequence[Site]:

@@ -122,6 +122,7 @@ class AdapterFusion(hub.Method[FusionConfig]):
     name = "fusion"
     paper = "Pfeiffer et al., 2021, AdapterFusion, https://arxiv.org/abs/2005.00247"
     config = FusionConfig
+    leads = True
 
     def choose_sites(self, sites: Sequence[hub.Site], config: FusionConfig) -> Sequence[hub.Site]:
         """Those that the configuration names. Raises ConfigError where one is not there."""

@@ -13,8 +13,10 @@ from torch import nn
 from hub.adapter import Adapter, lies_in
 from hub.attachment.answers import find_head
 from hub.attachment.fitting import Fit
-from hub.attachment.routing import list_adapters, list_answering
-from hub.composition import Fuse, Leaf, Operator, Part, check_part, replace_leaves, walk
+from hub.attachment.nodes import MAKE_FUSE
+from hub.attachment.routing import expand, list_adapters, list_answering, list_copies
+from hub.building import Modules
+from hub.composition import BatchSplit, Fuse, Leaf, Operator, Part, check_part, replace_leaves, walk
 from hub.errors import AttachError
 from hub.identity import verify_base
 from hub.recipes.pinning import equals
@@ -102,15 +104,36 @@ def check_leaders(line: Part, fits: Mapping[Adapter, Fit]) -> None:
     for part in (line, *(part for node in operators for part in node.parts)):
         if isinstance(part, Adapter) and fits[part].leads:
             raise AttachError(
-                f"{part.label} chooses among what others give and does nothing alone; attach it as "
-                "hub.Fuse(a, b, by=...)"
+                f"{part.label} chooses among what others give and does nothing alone; put it with "
+                f"the parts that it was made for: fuse(a, b; {part.label})"
             )
     for node in operators:
         if isinstance(node, Fuse) and isinstance(node.by, Adapter) and not fits[node.by].leads:
             raise AttachError(
-                f"{node.by.label} is {node.by.method} and leads no fuse; make one with "
-                "hub.Fuse.create(model, a, b)"
+                f"{node.by.label} is {node.by.method} and leads no fuse; make what does with "
+                f"{MAKE_FUSE}"
             )
+
+
+def check_meaning(composition: Part) -> None:
+    """Raise AttachError where a composition can be attached to no model, whichever row has which
+    part. Of its adapters the method, the heads and the labels are looked at, and no tensor."""
+    for route in expand(composition, BatchSplit):
+        for line in list_copies(route):
+            answering = list_answering(line)
+            check_conflicts(
+                line,
+                {
+                    adapter: outline_fit(adapter, answers=adapter in answering)
+                    for adapter in list_adapters([line])
+                },
+            )
+
+
+def outline_fit(adapter: Adapter, *, answers: bool) -> Fit:
+    """An adapter as it would be on a model, without what it has there: sites and values."""
+    heads = adapter.heads if answers else ()
+    return Fit(adapter, False, Modules({}, None), {}, {path: nn.Identity() for path in heads})
 
 
 def check_conflicts(line: Part, fits: Mapping[Adapter, Fit]) -> None:
@@ -132,7 +155,7 @@ def check_conflicts(line: Part, fits: Mapping[Adapter, Fit]) -> None:
     if silent and not owners:
         raise AttachError(
             f"{' and '.join(silent)} bring a trained head, and what fuses them has none to answer "
-            "with instead; make it with hub.Fuse.create on a model that has the head"
+            f"with instead; make it on a model that has the head, with {MAKE_FUSE}"
         )
     heads = tuple(path for fit in there for path in fit.heads)
     for fit in there if heads else ():

@@ -12,7 +12,15 @@ from torch import nn
 from hub.adapter import Adapter
 from hub.attachment.frames import Ruler
 from hub.attachment.mixing import JoinedNode, RowsNode
-from hub.attachment.nodes import AverageNode, Chain, FuseNode, SplitNode, extends, run_extend
+from hub.attachment.nodes import (
+    MAKE_FUSE,
+    AverageNode,
+    Chain,
+    FuseNode,
+    SplitNode,
+    extends,
+    run_extend,
+)
 from hub.attachment.repeated import RepeatedNode
 from hub.attachment.routing import Table, list_adapters, show
 from hub.composition import Average, Fuse, Leaf, Operator, Part, Split, fold
@@ -82,7 +90,7 @@ def build_fuse(tree: Fuse, chains: Sequence[Chain], here: Here) -> Chain:
         raise AttachError(
             f"{show(tree)} has no meaning at {here.site.path}: its parts change {act} there, and "
             f"{tree.by.label} was made for some that change {made}; make one for these with "
-            "hub.Fuse.create(model, a, b)"
+            f"{MAKE_FUSE}"
         )
     return (node,)
 

@@ -49,8 +49,8 @@ class Fit:
 
     @property
     def leads(self) -> bool:
-        """Whether it chooses among what the parts of a fuse give, which it does at all sites."""
-        return hasattr(next(iter(self.sites.values()), None), "fuse")
+        """Whether it chooses among what the parts of a fuse give, and does nothing alone."""
+        return installed_methods().get(self.adapter.method).leads
 
     def owners(self) -> Iterator[tuple[str, nn.Module]]:
         """Every live module that may hold tensors, and what their names begin with."""

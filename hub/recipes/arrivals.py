@@ -55,12 +55,16 @@ class Arrival:
         """Store the parts that are not here yet, and the composition as the next version of `name`.
 
         Everything is checked before the first of them is stored. Raises FileError, MethodError,
-        ConfigError, BaseMismatch, BadName, UnknownReference (`names` names no part), AlreadyExists
-        (a part's name is another's), StorageError.
+        ConfigError, BaseMismatch, AttachError (it can be attached to no model), BadName,
+        UnknownReference (`names` names no part), AlreadyExists (a part's name is another's),
+        StorageError.
         """
+        from hub.attachment.admission import check_meaning
+
         check_name(name)
-        leaves = self.bundle.load(self.where).leaves()
-        adapters = dict.fromkeys(leaf for leaf in leaves if isinstance(leaf, Adapter))
+        composition = self.bundle.load(self.where)
+        check_meaning(composition)
+        adapters = dict.fromkeys(a for a in composition.leaves() if isinstance(a, Adapter))
         check_bases([(a.label, a.base) for a in adapters if a.base is not None])
         self._check_names()
         recipe = self.bundle.recipe

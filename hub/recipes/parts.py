@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,8 +15,7 @@ from hub.recipes.recipe import RECIPE, Recipe, format_recipe, parse_recipe
 from hub_registry import CorruptBlob, Fault, Version
 
 if TYPE_CHECKING:
-    from hub.adapter import Adapter
-    from hub.composition import Operator
+    from hub.composition import Operator, Part
     from hub.registration import Registry
 
 log = logging.getLogger("hub")
@@ -25,9 +26,14 @@ def add_recipe(
 ) -> Version:
     """Store a composition of these versions, in the order of its recipe.
 
-    Raises BaseMismatch where they are not for one base, and what `Registry.add_files` raises.
+    Raises BaseMismatch where they are not for one base, AttachError where they can act together on
+    no model, and what `Registry.add_files` raises.
     """
+    from hub.attachment.admission import check_meaning
+
     check_parts(recipe, parts, Path(name, RECIPE))
+    outlines = load_parts(registry, parts, partial(outline, registry))
+    check_meaning(recipe.fill([outlines[part.reference] for part in parts]))
     tree = recipe.fill([part.reference for part in parts])
     adapters = list_adapters(registry, parts)
     for text in check_bases([(version.reference, version.base) for version in adapters]):
@@ -85,15 +91,35 @@ def check_parts(recipe: Recipe, parts: Sequence[Version], where: Path) -> None:
 
 def load_composition(registry: Registry, version: Version) -> Operator:
     """A composition with its adapters loaded, each once. Raises what `Registry.load` raises."""
-    loaded: dict[str, Adapter | Operator] = {}
-    versions = {one.reference: one for one in registry.collect([version])}
+    loaded = load_parts(registry, [version], registry.load)
+    return loaded[version.reference]  # type: ignore[return-value]
+
+
+def load_parts(
+    registry: Registry, parts: Sequence[Version], load: Callable[[Version], Part]
+) -> dict[str, Part]:
+    """These versions, and all that they are made of, by reference: an adapter as `load` gives it,
+    once, a composition filled with those. Raises what `load` raises, and CorruptBlob, FileError."""
+    loaded: dict[str, Part] = {}
+    versions = {one.reference: one for one in registry.collect(parts)}
     for reference, one in versions.items():
         if one.kind == "composition":
             recipe = read_recipe(registry, one, versions)
             loaded[reference] = recipe.fill([loaded[part] for part in one.parents])
         else:
-            loaded[reference] = registry.load(one)
-    return loaded[version.reference]  # type: ignore[return-value]
+            loaded[reference] = load(one)
+    return loaded
+
+
+def outline(registry: Registry, version: Version) -> Part:
+    """An adapter without its tensors, but for those of a trained head. Raises what `Registry.load`
+    raises."""
+    from hub.adapter import Adapter
+    from hub.files import CONFIG
+
+    if json.loads(registry.read(version, CONFIG)).get("modules_to_save"):
+        return registry.load(version)
+    return Adapter(version.method, None, {}, reference=version.reference)
 
 
 def find_part_faults(

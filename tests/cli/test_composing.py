@@ -39,9 +39,9 @@ def strip(text: str) -> str:
 
 @pytest.mark.usefixtures("parts")
 def test_compose_registers_a_version(run: Run, read: Read, registry: hub.Registry) -> None:
-    line = "compose 'stack(de@production, average(de, none; 0.7, 0.3))' --name both --note why"
+    line = "compose 'parallel(de@production, average(de, none; 0.7, 0.3))' --name both --note why"
     said = run(f"{line} --task qa").stdout
-    pinned = "stack(de@1, average(de@2, none; 0.7, 0.3))"
+    pinned = "parallel(de@1, average(de@2, none; 0.7, 0.3))"
     base = registry.get("de").base.label
     assert said == f"both@1 is {pinned} (for {base})\n"
     version = registry.get("both")
@@ -49,7 +49,7 @@ def test_compose_registers_a_version(run: Run, read: Read, registry: hub.Registr
     document = read(f"{line} --task qa")
     assert document["reference"] == "both@1"
     assert document["digest"] == version.digest
-    assert (document["method"], document["task"]) == ("stack", "qa")
+    assert (document["method"], document["task"]) == ("parallel", "qa")
     assert (document["composition"], document["parents"]) == (pinned, ["de@1", "de@2"])
 
 
@@ -101,7 +101,7 @@ def test_show_has_the_composition_and_its_parts(
     run: Run, read: Read, registry: hub.Registry
 ) -> None:
     registry.record_metric("de@1", "accuracy", 0.5)
-    run("compose 'stack(both, de)' --name outer")
+    run("compose 'parallel(both, de)' --name outer")
     shown = run("show both").stdout
     assert "composition  batchsplit(de@1, fr@1)\n" in shown
     digests = [registry.get(name).digest[:12] for name in ("de@1", "fr@1", "both@1")]

@@ -498,14 +498,14 @@ def lead(*parts: Any, **options: Any) -> hub.Adapter:
     return get_leader(hub.Fuse.create(LLAMA, *parts, **options))
 
 
-ALONE = r"fusion chooses among what others give and does nothing alone; .*hub\.Fuse\(a, b, by"
+ALONE = r"fusion chooses among what others give and does nothing alone; .* fuse\(a, b; fusion\)"
 TREES: dict[str, tuple[Callable[[], Any], str]] = {
     "alone": (lambda: lead(make()), ALONE),
     "in a stack": (lambda: hub.Stack(make(), lead(make())), ALONE),
     "a part": (lambda: hub.Fuse(make(), lead(make()), by=lead(make())), ALONE),
     "led by another method": (
         lambda: hub.Fuse(make(), make(), by=make("lora")),
-        r"lora is lora and leads no fuse; make one with hub\.Fuse\.create\(model, a, b\)",
+        r"lora is lora and leads no fuse; make .* hub\.Fuse\.create\(model, a, b\), or hub train ",
     ),
     "led by a prompt": (
         lambda: hub.Fuse(make(), by=make("prompt", tokens=2)),

@@ -33,6 +33,14 @@ def make(model: Any) -> Make:
 
 
 @pytest.fixture(scope="session")
+def fusion(model: Any) -> hub.Adapter:
+    """What leads a fuse of de and fr."""
+    fuse = hub.Fuse.create(model, hub.Adapter.create("lora", model, r=1), size=2, value=False)
+    assert isinstance(fuse.by, hub.Adapter)
+    return fuse.by
+
+
+@pytest.fixture(scope="session")
 def made(model: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """What takes longer to make than to copy: `empty`, the home of a registry without versions;
     `home`, that of one with de@1, de@2, fr@1 and compositions, and `folder`, one of them."""

@@ -15,14 +15,17 @@ from tests.recipes.conftest import Make
 from tests.tiny import build_tiny
 
 
-def test_a_composition_is_a_version_with_its_parts_as_parents(registry: hub.Registry) -> None:
+def test_a_composition_is_a_version_with_its_parts_as_parents(
+    registry: hub.Registry, fusion: hub.Adapter
+) -> None:
+    registry.add(fusion, name="fu")
     tree = hub.Fuse(
-        hub.Split("fr", "de@1", at=3), hub.Average(None, "de@1", weights=[0.7, 0.3]), by="de"
+        hub.Split("fr", "de@1", at=3), hub.Average(None, "de@1", weights=[0.7, 0.3]), by="fu"
     )
     version = registry.add(tree, name="both", task="qa", note="first")
     assert (version.reference, version.kind, version.method) == ("both@1", "composition", "fuse")
-    assert version.parents == ("fr@1", "de@1", "de@2")
-    pinned = "fuse(split(fr@1, de@1; 3), average(none, de@1; 0.7, 0.3); de@2)"
+    assert version.parents == ("fr@1", "de@1", "fu@1")
+    pinned = "fuse(split(fr@1, de@1; 3), average(none, de@1; 0.7, 0.3); fu@1)"
     assert version.config == {"composition": pinned}
     assert version.base == registry.get("de@1").base
     assert (version.task, version.note) == ("qa", "first")
