@@ -120,12 +120,17 @@ def test_another_base_than_the_files_say_is_refused(
     assert registry.list() == []
 
 
-def test_parents_are_told_with_their_numbers(registry: hub.Registry, make_adapter: Make) -> None:
+def test_parents_are_told_with_their_numbers_and_contents(
+    registry: hub.Registry, make_adapter: Make
+) -> None:
     parent = registry.add(make_adapter(seed=1), name="de")
     registry.alias("de@1", "production")
     child = registry.add(make_adapter(seed=2), name="sst2", parents=["de@production"])
     assert child.parents == ("de@1",)
-    assert registry.load("sst2").lineage == {"parents": ["de@1"]}
+    assert registry.load("sst2").lineage == {
+        "parents": ["de@1"],
+        "digests": {"de@1": parent.digest},
+    }
     again = registry.add(make_adapter(seed=2), name="sst2", parents=[parent])
     assert again == child
 
