@@ -235,6 +235,8 @@ class Fuse(Operator):
         resolved = resolve_composition(Stack(*parts))
         assert isinstance(resolved, Stack)
         sites = list_places(model, [a for a in resolved.leaves() if isinstance(a, Adapter)])
+        if not sites:
+            raise AttachError("a fuse chooses among what its parts do, and none of these does any")
         return cls(*resolved.parts, by=Adapter.create("fusion", model, sites=sites, **options))
 
     @property

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 import hub
+from hub.errors import AttachError
 from tests.snapshots import run, shake_adapter
 from tests.tiny import build_tiny
 
@@ -57,6 +58,27 @@ def test_an_adapter_beside_its_version_learns_alone(model: Any, adapter: hub.Ada
     with hub.attach(model, hub.Stack(adapter, "half@1"), trainable=adapter) as attachment:
         assert len(attachment.active) == 2
         assert count_parameters(attachment) == len(adapter.tensors)
+
+
+def test_new_parts_of_a_fuse_learn_with_it_unless_it_is_named_alone(model: Any) -> None:
+    parts = [hub.Adapter.create("lora", model, r=2, targets=["q_proj"]) for _ in range(2)]
+    fuse = hub.Fuse.create(model, *parts)
+    assert isinstance(fuse.by, hub.Adapter)
+    own = len(fuse.by.tensors)
+    with hub.attach(model, fuse) as attachment:
+        assert count_parameters(attachment) == own + sum(len(part.tensors) for part in parts)
+    with hub.attach(model, fuse, trainable=fuse.by) as attachment:
+        assert count_parameters(attachment) == own
+    for number, part in enumerate(parts):
+        hub.Registry().add(part, name=f"p{number}")
+    fuse = hub.Fuse.create(model, "p0@1", "p1@1")
+    with hub.attach(model, fuse) as attachment:
+        assert count_parameters(attachment) == own
+
+
+def test_a_fuse_is_made_for_parts_that_act(model: Any) -> None:
+    with pytest.raises(AttachError, match="none of these does any"):
+        hub.Fuse.create(model, None, hub.Stack(None))
 
 
 def test_what_is_added_shares_what_is_there(model: Any, adapter: hub.Adapter) -> None:
