@@ -272,6 +272,23 @@ class Reader:
         acting = [adapter for adapter in list_adapters(tree) if adapter.method != "fusion"]
         self.effects = {adapter: read_effects(model, adapter) for adapter in acting}
         self.positions = torch.empty(0)
+        self.find_places(tree)
+
+    def find_places(self, tree: Part) -> set[tuple[str, str]]:
+        """The kinds and paths of the places where something acts; those of a fuse are those of its
+        attention. Raises Meaningless where that was made for parts that act elsewhere."""
+        if isinstance(tree, hub.Adapter):
+            effects = self.effects[tree]
+            kinds = ("inputs", "outputs", "branches", "attentions")
+            return {(kind, path) for kind in kinds for path in getattr(effects, kind)}
+        if not isinstance(tree, hub.composition.Operator):
+            return set()
+        places = {place for part in tree.parts for place in self.find_places(part)}
+        if isinstance(tree, hub.Fuse):
+            assert isinstance(tree.by, hub.Adapter)
+            if places != list_attentions_of(tree.by).keys():
+                raise Meaningless("an attention for parts that act elsewhere")
+        return places
 
     def change(self, kind: str, path: str, x: Tensor, y: Tensor | None) -> Tensor:
         """What the composition makes of an input, or of an output where there is a y."""
@@ -299,7 +316,9 @@ class Reader:
         if isinstance(tree, hub.Average):
             return average(given, tree.weights)
         if isinstance(tree, hub.Fuse):
-            return fuse(tree.by, kind, path, value, given)
+            assert isinstance(tree.by, hub.Adapter)
+            where = list_attentions_of(tree.by).get((kind, path))
+            return value if where is None else attend(tree.by.tensors, where, value, given)
         assert isinstance(tree, hub.Split)
         whole = given[0]
         positions = self.positions[-whole.shape[1] :].view(1, -1, *[1] * (whole.dim() - 2))
@@ -340,21 +359,18 @@ def average(values: Sequence[Tensor], weights: Sequence[float]) -> Tensor:
     return torch.stack([v * (w / total) for v, w in zip(values, weights, strict=True)]).sum(0)
 
 
-def fuse(by: Any, kind: str, path: str, y: Tensor, given: Sequence[Tensor]) -> Tensor:
-    """AdapterFusion where `by` has an attention for a place; no part acts where it has none."""
-    place = "input" if kind == "inputs" else "output"
+def list_attentions_of(by: hub.Adapter) -> dict[tuple[str, str], str]:
+    """Where a fusion has an attention, a kind of place and a path, and what its tensors there begin
+    with."""
+    found = {}
     for name in by.tensors:
-        where, _, own = name.rpartition(f"_{place}.query.")
-        if own == "weight" and where.rpartition(".")[0] == path and fits_kind(where, kind):
-            return attend(by.tensors, f"{where}_{place}", y, given)
-    return y
-
-
-def fits_kind(where: str, kind: str) -> bool:
-    """Whether a fusion's tensors for a site are those for a kind of place."""
-    site = where.rpartition(".")[2]
-    others = {"branches": "branch", "attentions": "attention"}
-    return site == others[kind] if kind in others else site not in others.values()
+        start, _, own = name.rpartition(".query.")
+        path, _, site = start.rpartition(".")
+        kind, _, place = site.rpartition("_")
+        if own == "weight":
+            kinds = {"branch": "branches", "attention": "attentions"}
+            found["inputs" if place == "input" else kinds.get(kind, "outputs"), path] = start
+    return found
 
 
 def attend(tensors: Mapping[str, Tensor], where: str, y: Tensor, parts: Sequence[Tensor]) -> Tensor:
@@ -362,8 +378,10 @@ def attend(tensors: Mapping[str, Tensor], where: str, y: Tensor, parts: Sequence
     Q, K, V = (tensors.get(f"{where}.{name}.weight") for name in ("query", "key", "value"))
     q = y @ Q.T + tensors[f"{where}.query.bias"]  # type: ignore[union-attr]
     scores = [(q * ((z - y) @ K.T + tensors[f"{where}.key.bias"])).sum(-1) for z in parts]  # type: ignore[union-attr]
-    total = sum(score.exp() for score in scores)
-    chosen = sum((s.exp() / total)[..., None] * (z - y) for s, z in zip(scores, parts, strict=True))
+    largest = torch.stack(scores).amax(0)
+    powers = [(score - largest).exp() for score in scores]
+    shares = [power / torch.stack(powers).sum(0) for power in powers]
+    chosen = sum(s[..., None] * (z - y) for s, z in zip(shares, parts, strict=True))
     fused: Tensor = y + (chosen if V is None else chosen @ V.T)
     return fused
 

@@ -33,6 +33,20 @@ def make_leaf(method: str, seed: int) -> hub.Adapter:
     return shaken
 
 
+@cache
+def make_leader(parts: tuple[Part, ...], seed: int) -> hub.Adapter:
+    """A fusion for these parts, as if it had been trained; for others where none can be made."""
+    for made_for in (parts, (make_leaf("houlsby", 1),)):
+        try:
+            by = hub.Fuse.create(build_base("llama"), *made_for, size=4).by
+        except AttachError:  # they put virtual tokens in front, or nothing of them acts
+            continue
+        break
+    assert isinstance(by, hub.Adapter)
+    shaken: hub.Adapter = shake_adapter(by, seed=seed, scale=0.1)
+    return shaken
+
+
 def draw_leaves(methods: list[str]) -> st.SearchStrategy[Part]:
     adapters = st.builds(make_leaf, st.sampled_from(methods), st.integers(1, 2))
     return st.one_of(st.none(), adapters)
@@ -41,7 +55,10 @@ def draw_leaves(methods: list[str]) -> st.SearchStrategy[Part]:
 @st.composite
 def draw_operators(draw: Any, inner: st.SearchStrategy[Part]) -> Operator:
     parts = draw(st.lists(inner, min_size=1, max_size=3))
-    kind = draw(st.sampled_from(["Stack", "Average", "Split", "BatchSplit", "Parallel"]))
+    kinds = ["Stack", "Average", "Split", "BatchSplit", "Parallel", "Fuse"]
+    kind = draw(st.sampled_from(kinds))
+    if kind == "Fuse":
+        return hub.Fuse(*parts, by=make_leader(tuple(parts), draw(st.integers(1, 2))))
     if kind == "Average":
         weights = [draw(st.sampled_from([-1.0, 0.5, 1.0])) for _ in parts]
         weights[0] = 3.0  # so that they never add up to nothing
