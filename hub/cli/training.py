@@ -162,7 +162,10 @@ def train_adapter(
         kind = kind or models.choose_kind(base_config)
         labels = None
         if kind == "classification":
-            labels = models.count_labels([e.completion for e in examples.items], base_config)
+            labels = around.count_classes() if around is not None else None
+            labels = labels or models.count_labels(
+                [example.completion for example in examples.items], base_config
+            )
         model = models.load_model(base, kind, labels, quantize)
         tokenizer = models.load_tokenizer(base)
         torch.manual_seed(seed)

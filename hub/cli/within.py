@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
+from hub.cli import models
 from hub.cli.composing import read_composition
+from hub.cli.output import notify
 from hub.errors import AttachError
-from hub.references import is_place, load
+from hub.references import is_place
 
 if TYPE_CHECKING:
     from hub.adapter import Adapter
-    from hub.composition import Leaf, Operator, Part
+    from hub.composition import Leaf, Operator
     from hub.registration import Registry
 
 NEW = "new"
@@ -37,32 +41,76 @@ class Within:
         name = reference or NEW
         return str(replace_leaves(self.tree, lambda leaf: name if leaf == NEW else leaf))
 
+    @cached_property
+    def loaded(self) -> Operator:
+        """The composition with the others loaded, each once. Raises what `hub.load` raises."""
+        from hub.attachment.admission import resolve_composition
+
+        return resolve_composition(self.tree, {NEW: NEW})  # type: ignore[return-value]
+
+    def count_classes(self) -> int | None:
+        """How many classes the trained heads of the others answer with; None where none does."""
+        counts = [models.count_classes(adapter, "classification") for adapter in self._find_heads()]
+        return next((count for count in counts if count is not None), None)
+
     def create(
         self, method: str, model: Any, options: Mapping[str, Any]
     ) -> tuple[Adapter, Operator]:
-        """The new adapter, and the composition with it and the others loaded, each once.
+        """The new adapter, and the composition with it. It is made without a trained head where
+        that could not answer beside those of the others, which is said.
 
-        Raises what `hub.load` and `hub.Adapter.create` raise.
+        Raises what `loaded` and `hub.Adapter.create` raise.
         """
         from hub.adapter import Adapter
-        from hub.composition import Fuse, Operator, replace_leaves, walk
+        from hub.composition import Fuse, walk
 
-        found: dict[Leaf, Adapter | Operator] = {}
-
-        def fetch(leaf: Leaf) -> Part:
-            if isinstance(leaf, str) and leaf != NEW and leaf not in found:
-                found[leaf] = load(leaf)
-            return found.get(leaf, leaf)
-
-        loaded = replace_leaves(self.tree, fetch)
-        fuses = [node for node in walk(loaded) if isinstance(node, Fuse) and node.by == NEW]
+        head = self._has_head(method, model)
+        if not head:
+            owners = [adapter.label for adapter in self._find_heads()]
+            notify(
+                f"the new adapter is made without a trained head: {' and '.join(owners)} "
+                f"answer{'s' if len(owners) == 1 else ''}"
+            )
+        fuses = [node for node in walk(self.loaded) if isinstance(node, Fuse) and node.by == NEW]
         if fuses:
-            adapter: Any = Fuse.create(model, *fuses[0].parts, **options).by
+            adapter: Any = Fuse.create(model, *fuses[0].parts, head=head, **options).by
         else:
-            adapter = Adapter.create(method, model, **options)
-        tree = replace_leaves(loaded, lambda leaf: adapter if leaf == NEW else leaf)
-        assert isinstance(tree, Operator)
-        return adapter, tree
+            adapter = Adapter.create(method, model, head=head, **options)
+        return adapter, self._fill(adapter)
+
+    def _has_head(self, method: str, model: Any) -> bool:
+        """Whether the new adapter is to have a head of its own, where the model has one."""
+        from hub.adapter import Adapter
+        from hub.attachment.admission import check_meaning
+        from hub.attachment.routing import list_answering
+        from hub.heads import find_heads
+
+        heads = find_heads(model)
+        if not heads or not self._find_heads():
+            return True
+        planned, plain = (Adapter(method, None, {}, heads=paths) for paths in (heads, ()))
+        if planned not in list_answering(self._fill(planned)):
+            return False
+        try:
+            check_meaning(self._fill(planned))
+        except AttachError:
+            with suppress(AttachError):
+                check_meaning(self._fill(plain))
+                return False
+        return True  # what is wrong all the same is said when it is attached
+
+    def _find_heads(self) -> list[Adapter]:
+        """Those of the others whose trained heads answer."""
+        from hub.attachment.routing import list_answering
+
+        return [adapter for adapter in list_answering(self.loaded) if adapter.heads]
+
+    def _fill(self, adapter: Adapter) -> Operator:
+        from hub.composition import replace_leaves
+
+        return replace_leaves(  # type: ignore[return-value]
+            self.loaded, lambda leaf: adapter if leaf == NEW else leaf
+        )
 
 
 def read_within(text: str, method: str, registry: Registry) -> Within:

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from huggingface_hub import constants
 from huggingface_hub.errors import HfHubHTTPError
-from transformers import AutoConfig
+from transformers import AutoConfig, AutoModelForSequenceClassification
 
 import hub
 from hub.cli.models import choose_kind, describe_loading, shorten
@@ -185,6 +185,61 @@ def test_a_fuse_of_classifiers_may_be_for_a_task_of_other_classes(
     assert led.lineage["labels"] == ["cold", "dull", "fine"]
     run("compose 'fuse(a, b; led)' --name fused")
     assert read("eval fused --data three.jsonl")["metrics"].keys() == {"accuracy"}
+
+
+@pytest.fixture
+def classifiers(registry: hub.Registry) -> hub.Registry:
+    """c1@1 and c2@1, classifiers of three classes on the base `bert`; plain@1 has no head."""
+    model = AutoModelForSequenceClassification.from_pretrained("bert", num_labels=3)
+    for seed, name in enumerate(["c1", "c2", "plain"]):
+        adapter = hub.Adapter.create("lora", model, head=name != "plain", r=1)
+        adapter = shake_adapter(adapter, seed=seed)
+        adapter.lineage["labels"] = ["bad", "good", "odd"]
+        registry.add(adapter, name=name)
+    return registry
+
+
+@pytest.mark.parametrize(
+    ("within", "note"),
+    [
+        ("stack(c1, new)", "c1@1 answers"),
+        ("stack(new, c1)", "c1@1 answers"),
+        ("stack(average(c1, c2), new)", "c1@1 and c2@1 answer"),
+        ("stack(c1, average(new, none))", "c1@1 answers"),
+        ("stack(plain, new)", None),
+        ("average(c1, new)", None),
+    ],
+)
+def test_train_on_top_of_a_classifier_makes_no_second_head(
+    classifiers: hub.Registry, run: Run, within: str, note: str | None
+) -> None:
+    result = run(f"{TRAIN} --set r=1 --within '{within}' --name qa")
+    trained = classifiers.load("qa@1")
+    assert isinstance(trained, hub.Adapter)
+    said = f"note: the new adapter is made without a trained head: {note}\n" if note else ""
+    assert result.stderr == said
+    assert trained.heads == (() if note else ("classifier",))
+    for name, tensor in read_tensors(classifiers, "c1").items():
+        assert tensor.equal(read_tensors(classifiers, "c1@1")[name])
+    run(f"compose '{within.replace('new', 'qa')}' --name both")
+    run("eval both --data test.jsonl")
+
+
+def test_train_in_a_fuse_that_answers_makes_no_head_and_of_one_beside_a_classifier_neither(
+    classifiers: hub.Registry, run: Run
+) -> None:
+    run(f"{TRAIN} --within 'fuse(c1, c2; new)' --name cf".replace("lora", "fusion"))
+    for line in (
+        f"{TRAIN} --set r=1 --within 'fuse(c1, new; cf)' --name part",
+        f"{TRAIN} --within 'stack(cf, new)' --name top",
+    ):
+        assert "cf@1" in run(line, 0 if "part" in line else 1).stderr
+    part = classifiers.load("part@1")
+    assert isinstance(part, hub.Adapter)
+    assert part.heads == ()
+    line = f"{TRAIN} --within 'stack(c1, fuse(c2, plain; new))' --name silent"
+    assert "note: the new adapter is made without" in run(line.replace("lora", "fusion")).stderr
+    assert classifiers.load("silent@1").heads == ()  # type: ignore[union-attr]
 
 
 def test_train_within_shows_where_and_takes_folders(parts: hub.Registry, run: Run) -> None:
