@@ -374,16 +374,19 @@ def list_attentions_of(by: hub.Adapter) -> dict[tuple[str, str], str]:
 
 
 def attend(tensors: Mapping[str, Tensor], where: str, y: Tensor, parts: Sequence[Tensor]) -> Tensor:
-    """A fusion's equation, for the tensors of one place: y and each part (..., d), part by part."""
-    Q, K, V = (tensors.get(f"{where}.{name}.weight") for name in ("query", "key", "value"))
-    q = y @ Q.T + tensors[f"{where}.query.bias"]  # type: ignore[union-attr]
-    scores = [(q * ((z - y) @ K.T + tensors[f"{where}.key.bias"])).sum(-1) for z in parts]  # type: ignore[union-attr]
+    """A fusion's equation, for the tensors of one place: y and each part (..., d), part by part. In
+    float64, since its scores may be large."""
+    own = {name: t.double() for name, t in tensors.items() if name.startswith(f"{where}.")}
+    Q, K, V = (own.get(f"{where}.{name}.weight") for name in ("query", "key", "value"))
+    dtype, y, parts = y.dtype, y.double(), [z.double() for z in parts]
+    q = y @ Q.T + own[f"{where}.query.bias"]  # type: ignore[union-attr]
+    scores = [(q * ((z - y) @ K.T + own[f"{where}.key.bias"])).sum(-1) for z in parts]  # type: ignore[union-attr]
     largest = torch.stack(scores).amax(0)
     powers = [(score - largest).exp() for score in scores]
     shares = [power / torch.stack(powers).sum(0) for power in powers]
     chosen = sum(s[..., None] * (z - y) for s, z in zip(shares, parts, strict=True))
     fused: Tensor = y + (chosen if V is None else chosen @ V.T)
-    return fused
+    return fused.to(dtype)
 
 
 def list_adapters(tree: Part) -> list[hub.Adapter]:

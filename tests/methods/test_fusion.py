@@ -498,7 +498,7 @@ def lead(*parts: Any, **options: Any) -> hub.Adapter:
     return get_leader(hub.Fuse.create(LLAMA, *parts, **options))
 
 
-ALONE = r"fusion chooses among what others give and does nothing alone; .* fuse\(a, b; fusion\)"
+ALONE = r"fusion chooses among what others give and does nothing alone; .*'fuse\(a, b; fusion\)'"
 TREES: dict[str, tuple[Callable[[], Any], str]] = {
     "alone": (lambda: lead(make()), ALONE),
     "in a stack": (lambda: hub.Stack(make(), lead(make())), ALONE),
@@ -514,7 +514,7 @@ TREES: dict[str, tuple[Callable[[], Any], str]] = {
     "parts elsewhere": (
         lambda: hub.Fuse(make("lora"), make(), by=lead(make())),
         r"no meaning at model\.layers\.0\.self_attn\.q_proj: its parts change output there, and "
-        r"fusion was made for some that change nothing; make one for these with hub\.Fuse\.create",
+        r"fusion was made for some that change nothing; make one for these: hub\.Fuse\.create",
     ),
     "parts at fewer sites": (
         lambda: hub.Fuse(make(layers=[0]), None, by=lead(make())),
@@ -549,8 +549,8 @@ def test_what_has_no_meaning_is_refused_and_leaves_no_trace(name: str) -> None:
 @pytest.mark.parametrize(
     ("parts", "options", "said"),
     [
-        (lambda: [], {}, "a fuse needs at least one part"),
-        (lambda: [None], {}, r"a fusion is made for its parts; make it with hub\.Fuse\.create"),
+        (lambda: [], {}, "fuse needs at least one part"),
+        (lambda: [None], {}, "a fuse chooses among what its parts do, and none of these does any"),
         (lambda: [make(), make("prompt", tokens=2)], {}, "prompt puts virtual tokens in front"),
         (lambda: [hub.Stack(make("prefix", tokens=2))], {}, "stack it with the fuse instead"),
         (lambda: [make()], {"size": 0}, "fusion: size is 0; it is a whole number from 1"),
