@@ -52,7 +52,8 @@ def count_copies(model: Any) -> int:
     hooks = (hook for m in model.modules() for hook in m._forward_hooks.values())
     chains = (node for hook in hooks for node in getattr(hook, "chain", ()))
     kept = (getattr(getattr(node, "module", None), "kept", None) for node in chains)
-    return sum(t.numel() * t.element_size() for pair in kept if pair for t in pair)
+    pairs = (one.value for one in kept if one is not None)
+    return sum(t.numel() * t.element_size() for pair in pairs if pair for t in pair)
 
 
 def build_peft(base: Any) -> Any:

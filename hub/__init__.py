@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from hub.composition import Average, BatchSplit, Fuse, Parallel, Split, Stack
     from hub.differences import DifferenceConfig, DifferenceMethod
     from hub.hookspecs import hookimpl
+    from hub.keeping import Kept
     from hub.method import Method, Training, drop_neutral
     from hub.notation import parse_composition
     from hub.references import load
@@ -53,6 +54,7 @@ __all__ = [
     "DifferenceMethod",
     "Fuse",
     "HubError",
+    "Kept",
     "Method",
     "Parallel",
     "Registry",
@@ -85,6 +87,7 @@ _HOMES = {
     "DifferenceConfig": "differences",
     "DifferenceMethod": "differences",
     "Fuse": "composition",
+    "Kept": "keeping",
     "Method": "method",
     "Parallel": "composition",
     "Registry": "registration",

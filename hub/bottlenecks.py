@@ -13,6 +13,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from hub.errors import ConfigError
+from hub.keeping import Kept
 from hub.sites import Site
 
 ACTIVATIONS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
@@ -165,7 +166,7 @@ def describe_form(module: nn.Module) -> Any:
 class SqueezeRows:
     """`Bottleneck.squeeze` for rows that have different ones; nothing for rows that have none.
 
-    What serves is gathered once; what learns is read at each call.
+    The weights of all rows are gathered once, and kept; what learns is read at each call.
     """
 
     def __init__(
@@ -174,15 +175,12 @@ class SqueezeRows:
         self.layers = tuple(layers)
         self.rows = list(rows)
         self.like = like
-        there = [layer for layer in layers if layer is not None]
-        self.kept: list[torch.Tensor] | None = None
-        if not any(p.requires_grad for layer in there for p in layer.parameters()):
-            with torch.inference_mode(mode=False), torch.no_grad():
-                self.kept = self.gather()
+        self.kept: Kept[list[torch.Tensor]] = Kept(layer for layer in layers if layer is not None)
+        self.kept.keep(self.gather)
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
         """(rows, n, d) -> (rows, n, d), in the precision of the weights."""
-        down, down_bias, up, up_bias = self.kept or self.gather()
+        down, down_bias, up, up_bias = self.kept.read(self.gather, decoding=x.shape[1] == 1)
         h = torch.baddbmm(down_bias, x.to(down.dtype), down)
         return torch.baddbmm(up_bias, self.like.activation(h), up)
 

@@ -95,8 +95,8 @@ def hub_compose(
 
     The module returned is called like the others, ``forward(x, y) -> y``, with ``before(x)`` where
     theirs have it. With rows x is ``(rows, n, in_features)``, y ``(rows, n, out_features)``. What
-    it gathers it may keep while no parameter of `chains` learns: it is asked for anew when rows
-    change. Parameters that learn it must read at each call.
+    it gathers of the parameters of `chains` it may keep in a `hub.Kept`, which knows when they
+    change; it is asked for anew when rows do.
 
     The default runs one after the other, each on what the one before left, and the rows of each
     chain together.

@@ -82,7 +82,7 @@ class InputScale(nn.Module):
 class ScaleRows(nn.Module):
     """The vectors at one projection for rows that have different ones, or stacks, or none.
 
-    What serves is gathered once, a vector for each row; what learns is read at each call.
+    A vector for each row is gathered once, and kept; what learns is read at each call.
     """
 
     def __init__(self, chains: Sequence[Sequence[nn.Module]], rows: Sequence[int]) -> None:
@@ -90,16 +90,13 @@ class ScaleRows(nn.Module):
         # In tuples, or torch would take the modules for children.
         self.chains = tuple(tuple(chain) for chain in chains)
         self.rows = list(rows)
-        vectors = [p for chain in chains for module in chain for p in module.parameters()]
-        self.like = (vectors[0],)
-        self.kept: torch.Tensor | None = None
-        if not any(p.requires_grad for p in vectors):
-            with torch.inference_mode(mode=False), torch.no_grad():
-                self.kept = self.gather()
+        self.like = next((chain[0],) for chain in self.chains if chain)
+        self.kept: hub.Kept[torch.Tensor] = hub.Kept(m for chain in chains for m in chain)
+        self.kept.keep(self.gather)
 
     def gather(self) -> torch.Tensor:
         """(rows, 1, d): the product of a stack's vectors, ones where there are none."""
-        one = torch.ones_like(self.like[0]).view(-1)
+        one = torch.ones_like(next(self.like[0].parameters())).view(-1)
         table = []
         for chain in self.chains:
             l = one  # noqa: E741
@@ -110,7 +107,7 @@ class ScaleRows(nn.Module):
 
     def before(self, x: torch.Tensor) -> torch.Tensor:
         """x, what goes into the projection: (rows, n, d) -> (rows, n, d)."""
-        scaled = x * (self.gather() if self.kept is None else self.kept)
+        scaled = x * self.kept.read(self.gather, decoding=x.shape[1] == 1)
         return scaled if scaled.dtype == x.dtype else scaled.to(x.dtype)
 
     def forward(self, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:

@@ -59,21 +59,22 @@ class RowsNode(Node):
         """Which chain has which places along the axis; kept for the next batch of the shape."""
         size, device = value.shape[axis], value.device
         inside: Tensor | None = getattr(_running, "inside", None)
-        plain = given.tokens is None and inside is None
-        kept = self._kept  # read once: another thread may keep its own
-        if plain and kept is not None and kept[0] == (size, device):
-            return kept[1]
         if given.tokens is not None:
-            owners = given.tokens // count_each(given.total, len(self.rows))
-        elif inside is not None:
-            owners = inside
-        else:
+            return self._divide(given.tokens // count_each(given.total, len(self.rows)))
+        if inside is not None:
+            return self._divide(inside)
+        kept = self._kept  # read once: another thread may keep its own
+        if kept is None or kept[0] != (size, device):
             each = count_each(size, len(self.rows))
-            owners = torch.arange(size, device=device) // each
-        groups = Groups.make(self.chains, torch.tensor(self.rows, device=device)[owners], owners)
-        if plain:
-            self._kept = (size, device), groups
-        return groups
+            with torch.inference_mode(mode=False):  # or a later batch could not learn with them
+                groups = self._divide(torch.arange(size, device=device) // each)
+            kept = self._kept = (size, device), groups
+        return kept[1]
+
+    def _divide(self, owners: Tensor) -> Groups:
+        """The places by their rows, (k,)."""
+        chosen = torch.tensor(self.rows, device=owners.device)[owners]
+        return Groups.make(self.chains, chosen, owners)
 
 
 @dataclass(frozen=True)

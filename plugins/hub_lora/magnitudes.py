@@ -7,6 +7,8 @@ Computed at each call while something learns; kept while the layer only serves.
 
 from __future__ import annotations
 
+from functools import partial
+
 import torch
 from torch import nn
 from torch.nn import functional as F
@@ -22,7 +24,7 @@ class DoRALayer(LoRALayer):
     def __init__(self, site: hub.Site, config: LoRAConfig) -> None:
         super().__init__(site, config)
         self.lora_magnitude_vector = nn.Parameter(torch.ones(site.out_features))
-        self.stamp = 0
+        self.kept: hub.Kept[torch.Tensor] | None = None
         self.base: hub.Base | None = None
 
     def forward(self, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
@@ -47,7 +49,7 @@ class DoRAEmbedding(LoRAEmbedding):
     def __init__(self, site: hub.Site, config: LoRAConfig) -> None:
         super().__init__(site, config)
         self.lora_magnitude_vector = nn.Parameter(torch.ones(site.out_features))
-        self.stamp = 0
+        self.kept: hub.Kept[torch.Tensor] | None = None
 
     def forward(self, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
         """x: (...) token ids, y: (..., width) -> (..., width)."""
@@ -63,18 +65,20 @@ def start_magnitude(layer: WithMagnitude) -> None:
 
 
 def keep_gain(layer: WithMagnitude) -> None:
-    """Keep the gain of a layer that only serves, for as long as it does not change."""
-    if not layer.lora_magnitude_vector.requires_grad:
-        layer.register_buffer("gain", measure_gain(layer, read_rows(layer)), persistent=False)
-        layer.stamp = read_stamp(layer)
+    """Keep the gain of a layer that only serves, for as long as it and the base don't change."""
+    assert layer.base is not None
+    layer.kept = hub.Kept([layer, layer.base.module])
+    layer.kept.keep(partial(measure_own, layer))
 
 
 def find_gain(layer: WithMagnitude) -> torch.Tensor:
     """The gain that was kept, where nothing has changed since; else what it is now."""
-    kept = layer._buffers.get("gain")
-    # A compiled graph can't ask for versions, and would break off here.
-    if kept is not None and (torch.compiler.is_compiling() or layer.stamp == read_stamp(layer)):
-        return kept
+    measure = partial(measure_own, layer)
+    return measure() if layer.kept is None else layer.kept.read(measure)
+
+
+def measure_own(layer: WithMagnitude) -> torch.Tensor:
+    """The gain over the base's weight."""
     return measure_gain(layer, read_rows(layer))
 
 
@@ -85,12 +89,6 @@ def measure_gain(layer: WithMagnitude, weight: torch.Tensor) -> torch.Tensor:
         norm.clamp_(min=torch.finfo(norm.dtype).tiny)  # an output whose weights are all zero
     gain: torch.Tensor = layer.lora_magnitude_vector / norm
     return gain
-
-
-def read_stamp(layer: WithMagnitude) -> int:
-    """A number that is another after any change of the parameters; none while they learn."""
-    parameters = list(layer.parameters())
-    return -1 if any(p.requires_grad for p in parameters) else sum(p._version for p in parameters)
 
 
 def read_rows(layer: WithMagnitude) -> torch.Tensor:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import nn
 from torch.nn import functional as F
 
+import hub
 from hub_lora.layers import LoRALayer
 
 # Up to so many values for each row between all factors, all rows times all of them is the least to
@@ -35,7 +36,7 @@ class LoRARows(nn.Module):
     """LoRA at one projection for rows that have different ones, or stacks of them, or none.
 
     A stack is one pair of factors, those of its layers side by side; shorter pairs are filled up
-    with zeros. What serves is gathered once; what learns is read at each call.
+    with zeros. What serves is gathered once, and kept; what learns is read at each call.
     """
 
     def __init__(self, chains: Sequence[Sequence[LoRALayer]], rows: Sequence[int]) -> None:
@@ -45,7 +46,7 @@ class LoRARows(nn.Module):
         self.rows = tuple(rows)
         layers = [layer for chain in chains for layer in chain]
         self.like = (layers[0],)
-        self.learns = any(p.requires_grad for layer in layers for p in layer.parameters())
+        self.kept: hub.Kept[tuple[torch.Tensor, torch.Tensor]] = hub.Kept(layers)
         self.r = max(count_ranks(chain) for chain in chains)
 
     def gather(self) -> tuple[torch.Tensor, torch.Tensor]:
@@ -66,26 +67,32 @@ class LoRAFew(LoRARows):
 
     def __init__(self, chains: Sequence[Sequence[LoRALayer]], rows: Sequence[int]) -> None:
         super().__init__(chains, rows)
-        self.kept = None if self.learns else keep(self.gather)
-        device = self.like[0].lora_A.weight.device
-        self.owner = torch.tensor(self.rows, device=device)
-        own = self.owner.unsqueeze(1) == torch.arange(len(chains), device=device)
-        own = own.repeat_interleave(self.r, dim=1).unsqueeze(1)  # (rows, 1, chains * r)
-        self.own = own.to(self.like[0].lora_A.weight.dtype)
+        self.kept.keep(self.gather)
+        self.marks = self.mark(self.like[0].lora_A.weight)
 
     def forward(self, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
         """x: (rows, n, in_features), y: (rows, n, out_features) -> (rows, n, out_features)."""
-        A, B = self.kept or self.gather()
+        A, B = self.kept.read(self.gather, decoding=x.shape[1] == 1)
+        owner, own = self.marks
+        if own.dtype != A.dtype or own.device != A.device:
+            owner, own = self.marks = self.mark(A)
         if x.dtype != A.dtype:
             x = x.to(A.dtype)
         if x.shape[1] * A.shape[0] * A.shape[1] > FEW:
-            return add_product(y, torch.bmm(x, A[self.owner].transpose(1, 2)), B[self.owner])
-        h = F.linear(x, A.flatten(0, 1)) * self.own
+            return add_product(y, torch.bmm(x, A[owner].transpose(1, 2)), B[owner])
+        h = F.linear(x, A.flatten(0, 1)) * own
         B = B.flatten(0, 1)
         if y.dtype != B.dtype:
             return y + (h @ B).to(y.dtype)
         flat = torch.addmm(y.reshape(-1, y.shape[-1]), h.flatten(0, 1), B)
         return flat.view(y.shape)
+
+    @torch.inference_mode(mode=False)
+    def mark(self, like: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Each row's chain, (rows,), and which of all ranks are its own, (rows, 1, chains * r)."""
+        owner = torch.tensor(self.rows, device=like.device)
+        own = owner.unsqueeze(1) == torch.arange(len(self.chains), device=like.device)
+        return owner, own.repeat_interleave(self.r, dim=1).unsqueeze(1).to(like.dtype)
 
 
 class LoRAMany(LoRARows):
@@ -101,18 +108,26 @@ class LoRAMany(LoRARows):
         before: LoRAMany | None = None,
     ) -> None:
         super().__init__(chains, rows)
-        self.kept = None if self.learns else keep(lambda: self.copy(before))
+        self.lent = False
+        self.kept.keep(lambda: self.copy(before))
 
     def forward(self, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
         """x: (rows, n, in_features), y: (rows, n, out_features) -> (rows, n, out_features)."""
-        if self.kept is None and not self.learns:  # another took the copies over
-            self.kept = keep(lambda: self.copy(None))
-        A, B = self.kept or [factor[list(self.rows)] for factor in self.gather()]
+        if torch.is_grad_enabled():
+            self.lent = True  # to a backward that is still to come
+        A, B = self.kept.read(self.pick, decoding=x.shape[1] == 1)
         if x.dtype != A.dtype:
             x = x.to(A.dtype)
         return add_product(y, torch.bmm(x, A.transpose(1, 2)), B)
 
-    def copy(self, before: LoRAMany | None) -> tuple[torch.Tensor, torch.Tensor]:
+    def pick(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """What `copy` gives, with gradients where they are asked for."""
+        if not torch.is_grad_enabled() and not torch.compiler.is_compiling():
+            return self.copy()
+        A, B = self.gather()
+        return A[list(self.rows)], B[list(self.rows)]
+
+    def copy(self, before: LoRAMany | None = None) -> tuple[torch.Tensor, torch.Tensor]:
         """A, (rows, r, in_features), and s B transposed, (rows, r, out_features), of each row; in
         the copies of `before` where they are as large."""
         like = self.like[0].lora_A.weight
@@ -121,11 +136,12 @@ class LoRAMany(LoRARows):
             for width in (like.shape[1], len(self.like[0].lora_B.weight))
         ]
         known: list[Any] = [None] * len(self.rows)
-        copies = None if before is None else before.kept
+        copies = None if before is None or before.lent else before.kept.take()
         if before is not None and copies is not None:
-            if [c.shape for c in copies] == sizes and copies[0].dtype == like.dtype:
+            if [(c.shape, c.dtype, c.device) for c in copies] == [
+                (size, like.dtype, like.device) for size in sizes
+            ]:
                 known = [before.chains[number] for number in before.rows]
-                before.kept = None
             else:
                 copies = None
         A, B = copies or [like.new_empty(size) for size in sizes]
@@ -151,10 +167,3 @@ def count_ranks(chain: Sequence[LoRALayer]) -> int:
 def add_product(y: torch.Tensor, h: torch.Tensor, B: torch.Tensor) -> torch.Tensor:
     """y + h B, row by row: (rows, n, out_features)."""
     return torch.baddbmm(y, h, B) if y.dtype == B.dtype else y + torch.bmm(h, B).to(y.dtype)
-
-
-@torch.inference_mode(mode=False)
-@torch.no_grad()
-def keep(make: Callable[[], tuple[torch.Tensor, ...]]) -> tuple[torch.Tensor, ...]:
-    """What `make` gives, to be used with gradients and without."""
-    return make()

@@ -87,12 +87,12 @@ def test_copies_are_taken_over_where_rows_stay(model: Any) -> None:
     first, second = [0, 1, 2, 3], [0, 1, 3, 2]
     expected = expect(model, adapters, [*second])
     with hub.attach(model, hub.BatchSplit(*adapters), rows=first, trainable=False) as attachment:
-        before = [(module, module.kept) for module in list_joined(model)]
+        before = [(module, module.kept.value) for module in list_joined(model)]
         attachment.route(second)
         for (old, kept), new in zip(before, list_joined(model), strict=True):
             assert new is not old
-            assert all(one is other for one, other in zip(kept, new.kept, strict=True))
-            assert old.kept is None
+            assert all(one is other for one, other in zip(kept, new.kept.value, strict=True))
+            assert old.kept.value is None
         with torch.no_grad():
             torch.testing.assert_close(compute(model, IDS[:4]), expected, rtol=1e-4, atol=1e-5)
 
