@@ -145,7 +145,7 @@ def test_what_has_no_positions_is_not_split(
     cell: Cell, options: dict[str, Any], where: str
 ) -> None:
     model = build_model(cell)
-    adapter = hub.Adapter.create("lora", model, **options)
+    adapter = hub.Adapter.create("lora", model, head=False, **options)
     with pytest.raises(AttachError, match=rf"{where}.*no positions of a sequence; leave that"):
         hub.attach(model, hub.Split(adapter, None, at=2))
     assert hub.Attachment.of(model) is None
