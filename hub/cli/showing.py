@@ -92,11 +92,12 @@ def show_version(reference: str, base: str | None, nearest: int, as_json: bool) 
             "note": version.note,
         }
     )
-    training = lineage.get("training")
+    training, combination = lineage.get("training"), lineage.get("combination")
     for title, pairs in (
         ("metrics", {name: f"{value:.6g}" for name, value in version.metrics.items()}),
         ("configuration", {} if composed else {k: shorten(v) for k, v in version.config.items()}),
         ("training", {k: shorten(v) for k, v in training.items()} if training else {}),
+        ("combination", describe_combination(combination) if combination else {}),
         ("published", {item["remote"]: item["revision"] for item in published}),
     ):
         if pairs:
@@ -138,6 +139,18 @@ def read_lineage(registry: Registry, version: Version) -> dict[str, Any]:
         return {}
     lineage = json.loads(registry.read(version, "hub.json")).get("lineage")
     return lineage if isinstance(lineage, dict) else {}
+
+
+def describe_combination(said: dict[str, Any]) -> dict[str, str]:
+    """How an adapter was combined, what of and by what weights first."""
+    first = [name for name in ("parts", "how", "weights") if name in said]
+    return {name: list_values(said[name]) for name in dict.fromkeys([*first, *said])}
+
+
+def list_values(value: Any) -> str:
+    """A value, a list by its items alone."""
+    items = value if isinstance(value, list) else [value]
+    return ", ".join(f"{item:g}" if isinstance(item, float) else str(item) for item in items)
 
 
 def shorten(value: Any) -> str:

@@ -43,6 +43,24 @@ def test_the_result_is_a_version_with_its_parts_as_parents(
         assert torch.equal(found.tensors[name], tensor)
 
 
+def test_show_says_how_it_was_made(run: Run, read: Read, add: Add) -> None:
+    for _ in range(4):
+        add("a")
+    options = "--how dare_ties --density 0.5 --seed 3 --weights 1,0.25,1,2"
+    run(f"combine a@1 a@2 a@3 a@4 {options} --name both")
+    said = run("show both").stdout.partition("\ncombination\n")[2].partition("\n\n")[0]
+    assert [line.split(maxsplit=1) for line in said.splitlines()] == [
+        ["parts", "a@1, a@2, a@3, a@4"],
+        ["how", "dare_ties"],
+        ["weights", "1, 0.25, 1, 2"],
+        ["density", "0.5"],
+        ["majority_sign_method", "total"],
+        ["seed", "3"],
+    ]
+    assert read("show both")["lineage"]["combination"]["weights"] == [1, 0.25, 1, 2]
+    assert "combination" not in run("show a").stdout
+
+
 def test_json_says_what_became_of_it(
     read: Read, add: Add, registry: hub.Registry, workplace: Path
 ) -> None:
