@@ -8,6 +8,7 @@ What a killed arrival left is nothing else: all of it arrives again.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -23,6 +24,8 @@ from hub_registry.names import check_name
 
 if TYPE_CHECKING:
     from hub.registration import Registry
+
+log = logging.getLogger("hub")
 
 Key = tuple[str, str]
 """A part: its content digest, and its name in the registry."""
@@ -70,6 +73,7 @@ class Arrival:
         recipe = self.bundle.recipe
         known = find_same(self.registry.list(name), recipe.digest)
         if known is not None:
+            self._note_names(known)
             return self._store_again(known, note)
         found, missing = self._look()
         for key, entry in sorted(missing.items(), key=lambda item: self._rank(item[1])):
@@ -132,6 +136,16 @@ class Arrival:
                 add_again(self.registry, version, part)
         add_again(self.registry, known, self.bundle.recipe, note)
         return known
+
+    def _note_names(self, known: Version) -> None:
+        """Say which of `names` are not needed, since the composition is here with other names."""
+        there = {name_of(version.reference) for version in self.registry.collect([known])}
+        spare = [f"{old}={new}" for old, new in self.names.items() if new not in there]
+        if spare:
+            log.warning(
+                f"{known.reference} is here already, {known.config['composition']}, so nothing is "
+                f"renamed: {', '.join(spare)} {'were' if len(spare) > 1 else 'was'} not needed"
+            )
 
     def _find_key(self, entry: PartEntry) -> Key:
         published = find_name(entry, self.where)

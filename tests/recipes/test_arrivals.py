@@ -75,6 +75,21 @@ def test_a_part_that_differs_in_its_moment_alone_is_a_version_of_its_own(
     other.load(version)
 
 
+def test_a_name_that_was_not_needed_is_told(
+    registry: hub.Registry, other: hub.Registry, folder: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    other.add(folder, name="mean", names={"fr": "french"})
+    assert caplog.messages == []
+    other.add(folder, name="mean", names={"fr": "french"})
+    assert caplog.messages == []
+    there = other.add(folder, name="mean", names={"fr": "french", "de": "german"})
+    assert caplog.messages == [
+        f"mean@1 is here already, {there.config['composition']}, so nothing is renamed: de=german "
+        "was not needed"
+    ]
+    assert {version.adapter for version in other.list()} == {"de", "french", "both", "mean"}
+
+
 def test_an_adapter_has_no_parts_to_name(other: hub.Registry, make: Make, tmp_path: Path) -> None:
     with pytest.raises(RegistryError, match="de can't be given other names"):
         other.add(make(1).save(tmp_path / "one"), name="one", names={"de": "german"})
