@@ -246,9 +246,17 @@ class Fuse(Operator):
         return leader
 
 
+MAKE_FUSE = "hub.Fuse.create(model, a, b), or hub train --method fusion --within 'fuse(a, b; new)'"
+
 OPERATORS: dict[str, type[Operator]] = {
     kind.name: kind for kind in (Stack, Parallel, BatchSplit, Split, Average, Fuse)
 }
+
+
+def is_written(text: str) -> bool:
+    """Whether a text is a composition: it begins as one, and no reference does."""
+    name, opened, _ = text.partition("(")
+    return bool(opened) and name.strip() in OPERATORS
 
 
 def check_part(name: str, part: Any) -> Part:

@@ -13,10 +13,19 @@ from torch import nn
 from hub.adapter import Adapter, lies_in
 from hub.attachment.answers import find_head
 from hub.attachment.fitting import Fit
-from hub.attachment.nodes import MAKE_FUSE
 from hub.attachment.routing import expand, list_adapters, list_answering, list_copies
 from hub.building import Modules
-from hub.composition import BatchSplit, Fuse, Leaf, Operator, Part, check_part, replace_leaves, walk
+from hub.composition import (
+    MAKE_FUSE,
+    BatchSplit,
+    Fuse,
+    Leaf,
+    Operator,
+    Part,
+    check_part,
+    replace_leaves,
+    walk,
+)
 from hub.errors import AttachError
 from hub.identity import verify_base
 from hub.recipes.pinning import equals
@@ -105,7 +114,8 @@ def check_leaders(line: Part, fits: Mapping[Adapter, Fit]) -> None:
         if isinstance(part, Adapter) and fits[part].leads:
             raise AttachError(
                 f"{part.label} chooses among what others give and does nothing alone; put it with "
-                f"the parts that it was made for: fuse(a, b; {part.label})"
+                "the parts that it was made for, hub.Fuse(a, b, by=...), or hub compose "
+                f"'fuse(a, b; {part.label})'"
             )
     for node in operators:
         if isinstance(node, Fuse) and isinstance(node.by, Adapter) and not fits[node.by].leads:

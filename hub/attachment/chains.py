@@ -12,18 +12,10 @@ from torch import nn
 from hub.adapter import Adapter
 from hub.attachment.frames import Ruler
 from hub.attachment.mixing import JoinedNode, RowsNode
-from hub.attachment.nodes import (
-    MAKE_FUSE,
-    AverageNode,
-    Chain,
-    FuseNode,
-    SplitNode,
-    extends,
-    run_extend,
-)
+from hub.attachment.nodes import AverageNode, Chain, FuseNode, SplitNode, extends, run_extend
 from hub.attachment.repeated import RepeatedNode
 from hub.attachment.routing import Table, list_adapters, show
-from hub.composition import Average, Fuse, Leaf, Operator, Part, Split, fold
+from hub.composition import MAKE_FUSE, Average, Fuse, Leaf, Operator, Part, Split, fold
 from hub.discovery import installed_methods
 from hub.errors import AttachError
 from hub.sites import Site
@@ -89,8 +81,7 @@ def build_fuse(tree: Fuse, chains: Sequence[Chain], here: Here) -> Chain:
         act, made = (" and ".join(sorted(places)) or "nothing" for places in (found, known))
         raise AttachError(
             f"{show(tree)} has no meaning at {here.site.path}: its parts change {act} there, and "
-            f"{tree.by.label} was made for some that change {made}; make one for these with "
-            f"{MAKE_FUSE}"
+            f"{tree.by.label} was made for some that change {made}; make one for these: {MAKE_FUSE}"
         )
     return (node,)
 

@@ -19,8 +19,6 @@ from hub.attachment.frames import Ruler
 from hub.errors import AttachError
 from hub.sites import Site
 
-MAKE_FUSE = "hub.Fuse.create(model, a, b), or hub train --method fusion --within 'fuse(a, b; new)'"
-
 Chain = tuple[Any, ...]
 """Modules and nodes that act one after the other."""
 

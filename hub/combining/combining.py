@@ -13,7 +13,7 @@ import torch
 from hub.adapter import Adapter
 from hub.binding import check_bases
 from hub.combining.heads import combine_heads, take_off_heads
-from hub.combining.rules import Rule
+from hub.combining.rules import TOGETHER, Rule
 from hub.discovery import installed_methods
 from hub.errors import ConfigError
 from hub.lineage import add_parents
@@ -156,7 +156,7 @@ def find_common_method(adapters: Sequence[Adapter], names: Sequence[str]) -> str
         if adapter.method != first:
             raise ConfigError(
                 f"{names[0]} is {first} and {name} is {adapter.method}, and only adapters of one "
-                "method can be combined; attach them together as hub.Stack(...)"
+                f"method can be combined; {TOGETHER}"
             )
     return first
 

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from hub.combining.rules import Rule
+from hub.combining.rules import TOGETHER, Rule
+from hub.composition import MAKE_FUSE
 from hub.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -22,6 +23,11 @@ def mix_tensors(
     Raises ConfigError on names and shapes that differ, a tensor of which the method does not say
     when it changes nothing, and a rule that is for changes kept as two factors.
     """
+    if method.leads:
+        raise ConfigError(
+            f"{method.name}: what leads a fuse belongs to the parts that it was made for; make one "
+            f"for all of them with {MAKE_FUSE}"
+        )
     if rule.factored:
         raise ConfigError(
             f"{method.name}: how is {rule.how!r}, which joins changes that are kept as two "
@@ -34,7 +40,7 @@ def mix_tensors(
         if neutral is None or not held[0].is_floating_point():
             raise ConfigError(
                 f"{method.name}: the method does not say at which value {name} changes nothing, so "
-                "there is no difference to mix; attach the adapters as hub.Stack(...)"
+                f"there is no difference to mix; {TOGETHER}"
             )
         shapes = list(dict.fromkeys(tuple(tensor.shape) for tensor in held))
         if len(shapes) > 1:

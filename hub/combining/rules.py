@@ -25,6 +25,8 @@ from hub.combining.factors import (
 from hub.errors import ConfigError
 from hub.weights import DESCRIBED, is_weight
 
+TOGETHER = "attach them together as hub.Stack(...), or hub compose 'stack(a, b)'"
+
 
 class Rule:
     """How the parts become one; what `Method.combine` is given.

@@ -15,8 +15,9 @@ import torch
 from torch.nn import functional as F
 
 from hub.attachment import Attachment, Composition, attach
+from hub.attachment.admission import resolve_composition
 from hub.attachment.routing import list_answering
-from hub.composition import Parallel, walk
+from hub.composition import BatchSplit, Parallel, walk
 from hub.errors import AttachError, DataError
 from hub.sites import unwrap_model
 from hub.training.data import Data, Examples, read_examples, show_progress
@@ -122,7 +123,19 @@ def show_adapter(
         return nullcontext()
     if present is not None and present.active == (adapter,):
         return nullcontext()
-    return attach(model, adapter, trainable=False, allow_other_base=allow_other_base)
+    composition: Any = resolve_composition(adapter)
+    check_rows(composition)
+    return attach(model, composition, trainable=False, allow_other_base=allow_other_base)
+
+
+def check_rows(composition: Any) -> None:
+    """Raise AttachError where rows have parts of their own, and nobody says which."""
+    for node in walk(composition):
+        if isinstance(node, BatchSplit):
+            raise AttachError(
+                f"a {node.name} gives rows adapters of their own, and a dataset does not say which "
+                "row has which; measure its parts one at a time"
+            )
 
 
 def check_answers(shown: Attachment | None) -> None:

@@ -61,6 +61,28 @@ def test_show_says_how_it_was_made(run: Run, read: Read, add: Add) -> None:
     assert "combination" not in run("show a").stdout
 
 
+def test_what_leads_a_fuse_is_not_combined(fail: Fail, registry: hub.Registry) -> None:
+    model = build_tiny("llama")
+    fuse = hub.Fuse.create(model, hub.Adapter.create("lora", model, r=1), size=2)
+    assert isinstance(fuse.by, hub.Adapter)
+    registry.add(fuse.by, name="fu")
+    for how in ("linear", "svd"):
+        line = fail(f"combine fu fu --how {how} --name both")
+        assert "belongs to the parts that it was made for" in line
+        assert "hub train --method fusion --within 'fuse(a, b; new)'" in line
+        assert "tack(" not in line
+
+
+def test_other_methods_are_to_be_attached_together(
+    fail: Fail, add: Add, registry: hub.Registry
+) -> None:
+    add("a")
+    registry.add(
+        hub.Adapter.create("houlsby", build_tiny("bert", "classification"), head=False), name="b"
+    )
+    assert "hub compose 'stack(a, b)'" in fail("combine a b --how linear --name both")
+
+
 def test_json_says_what_became_of_it(
     read: Read, add: Add, registry: hub.Registry, workplace: Path
 ) -> None:

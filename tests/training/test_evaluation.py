@@ -220,6 +220,7 @@ def test_what_answers_a_row_several_times_can_not_be_measured() -> None:
                 hub.evaluate(
                     model, tree, ROWS, tokenizer=TOKENIZER, template=TEMPLATE, metrics=metric
                 )
-    with pytest.raises(AttachError, match="say which, rows="):
-        hub.evaluate(model, hub.BatchSplit(a, b), ROWS, tokenizer=TOKENIZER, template=TEMPLATE)
+    for rows in (hub.BatchSplit(a, b), hub.Stack(a, hub.BatchSplit(a, None))):
+        with pytest.raises(AttachError, match=r"which row has which; measure .* one at a time"):
+            hub.evaluate(model, rows, ROWS, tokenizer=TOKENIZER, template=TEMPLATE)
     assert list(model.named_parameters())[-1][0] == "lm_head.weight"
