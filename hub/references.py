@@ -3,6 +3,7 @@
 sst2@3  sst2@production  sst2      a version in the registry: by number, by alias, the latest
 ./folder  /folder  ~/folder  file:///folder
 hf://org/repo@revision
+stack(de@2, ./folder)              a composition of such, see `hub.notation`
 """
 
 from __future__ import annotations
@@ -25,15 +26,23 @@ def load(reference: str | Path) -> Adapter | Operator:
 
     A peft folder loads too; its base is then not known, and attaching it notes that.
 
-    Raises UnknownReference where the registry has no such version, FileError where the files are
-    not what they should be, RemoteError where the Hub can't be read, MethodError where the
-    method's plugin is missing, ConfigError where the configuration has what we can't reproduce.
+    Raises AttachError where a composition is not written as one, UnknownReference where the
+    registry has no such version, FileError where the files are not what they should be, RemoteError
+    where the Hub can't be read, MethodError where the method's plugin is missing, ConfigError where
+    the configuration has what we can't reproduce.
     """
+    from hub.composition import is_written
+
     if not isinstance(reference, str | Path):
         raise FileError(
             f"a {type(reference).__name__} names no adapter; give a reference as text, or a Path"
         )
     text = str(reference)
+    if isinstance(reference, str) and is_written(text):
+        from hub.attachment.admission import resolve_composition
+        from hub.notation import parse_composition
+
+        return resolve_composition(parse_composition(text))  # type: ignore[return-value]
     if isinstance(reference, Path) or is_folder(text):
         from hub.adapter import Adapter, name_folder
         from hub.recipes.bundles import load_contents, read_folder

@@ -60,8 +60,9 @@ class Registry(hub_registry.Registry):
 
         adapter: an Adapter, which has the version's reference afterwards; a composition of
             versions, given as references or as the adapters that were loaded from them, of which
-            an alias means its version from now on; or a folder, peft's own too; or the bytes of
-            files by path, as they came from elsewhere. All are checked as if to be loaded.
+            an alias means its version from now on, or such a one as text; or a folder, peft's own
+            too; or the bytes of files by path, as they came from elsewhere. All are checked as if
+            to be loaded.
         task, parents: what it is for and what it was made from; told in its `hub.json` too. When
             parents are left out they are those that its lineage names, where these are versions
             here, of the content that they had.
@@ -77,9 +78,13 @@ class Registry(hub_registry.Registry):
         a part's name is another's), StorageError.
         """
         from hub.adapter import Adapter
-        from hub.composition import Operator
+        from hub.composition import Operator, is_written
         from hub.recipes.bundles import is_composition
 
+        if isinstance(adapter, str) and is_written(adapter):
+            from hub.notation import parse_composition
+
+            adapter = parse_composition(adapter)  # type: ignore[assignment]
         if isinstance(adapter, Operator):
             refuse_options(parents, base)
             refuse_names(names)

@@ -14,6 +14,7 @@ from hub.cli.output import print_json, print_pairs
 from hub.cli.quantizing import QUANTIZATIONS
 from hub.cli.registry import open_registry
 from hub.errors import DataError
+from hub.references import is_place
 
 if TYPE_CHECKING:
     from hub.adapter import Adapter
@@ -64,14 +65,16 @@ def evaluate_adapter(
 ) -> None:
     """Measure an adapter or a composition, and record its metrics.
 
-    REFERENCE is name@number, name@alias, name, ./folder, or hf://org/repo@revision.
+    REFERENCE is name@number, name@alias, name, ./folder, hf://org/repo@revision, or a composition
+    of such: 'stack(de@2, fr)'. Metrics are recorded of versions.
     """
     with models.quiet_libraries():
         import hub
+        from hub.composition import is_written
         from hub.training.data import read_examples
 
         registry, version = open_registry(), None
-        if "/" in reference or reference.startswith((".", "~")):
+        if is_place(reference) or is_written(reference):
             adapter = hub.load(reference)
         else:
             version = registry.get(reference)

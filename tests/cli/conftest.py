@@ -90,9 +90,10 @@ def run() -> Run:
 def read(run: Run) -> Callable[..., Any]:
     """The JSON document that a command prints, alone on stdout; its help names every key."""
 
-    def invoke(line: str, code: int = 0) -> Any:
-        document = json.loads(run(f"{line} --json", code).stdout)
-        assert find_keys(document) <= set(re.findall(r"\w+", find_json_help(line.split()[0])))
+    def invoke(line: str | Sequence[str], code: int = 0) -> Any:
+        words = shlex.split(line) if isinstance(line, str) else list(line)
+        document = json.loads(run([*words, "--json"], code).stdout)
+        assert find_keys(document) <= set(re.findall(r"\w+", find_json_help(words[0])))
         return document
 
     return invoke

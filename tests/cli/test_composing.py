@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shlex
 import subprocess
 import sys
 from collections.abc import Callable
@@ -14,6 +15,7 @@ import pytest
 import hub
 from tests.cli.conftest import Add, Run
 from tests.cli.test_startup import CODE
+from tests.tiny import build_tiny
 
 Read = Callable[..., Any]
 Fail = Callable[..., str]
@@ -220,6 +222,39 @@ def test_eval_measures_a_composition_and_records_it(
     assert registry.get("softer").metrics == said["metrics"]
     assert registry.get("de").metrics == {}
     assert read(f"eval ./out {EVAL}")["metrics"] == said["metrics"]
+
+
+@pytest.mark.usefixtures("both")
+def test_eval_of_rows_of_their_own_says_to_measure_the_parts(fail: Fail, run: Run) -> None:
+    line = fail(f"eval both {EVAL}")
+    assert "which row has which; measure its parts one at a time" in line
+    run("compose 'parallel(de, fr)' --name twice")
+    assert "measure its parts one at a time" in fail(f"eval twice {EVAL}")
+
+
+def test_a_fusion_alone_is_told_the_command(fail: Fail, registry: hub.Registry) -> None:
+    model = build_tiny("llama")
+    fuse = hub.Fuse.create(model, hub.Adapter.create("lora", model, r=1), size=2)
+    assert isinstance(fuse.by, hub.Adapter)
+    registry.add(fuse.by, name="fu")
+    line = fail(f"eval fu {EVAL.replace('bert', 'llama')}")
+    assert "hub compose 'fuse(a, b; fu@1)'" in line
+
+
+@pytest.mark.usefixtures("parts")
+def test_eval_takes_a_composition_as_it_is_written(
+    run: Run, read: Read, fail: Fail, registry: hub.Registry
+) -> None:
+    said = read(["eval", "average(de@2, none; 0.7, 0.3)", *shlex.split(EVAL)])
+    assert (said["reference"], said["recorded"]) == ("average(de@2, none; 0.7, 0.3)", False)
+    run("compose 'average(de@2, none; 0.7, 0.3)' --name softer")
+    assert read(f"eval softer {EVAL}")["metrics"] == said["metrics"]
+    run("export de@2 ./out")
+    folder = read(["eval", " average( ./out, none; 0.7, 0.3)", *shlex.split(EVAL)])
+    assert folder["metrics"] == said["metrics"]
+    assert "there is no adapter 'it'" in fail(["eval", "stack(it)", *shlex.split(EVAL)])
+    assert "is no composition: at 9" in fail(["eval", "stack(de", *shlex.split(EVAL)])
+    assert "'heap(de)' is not a reference" in fail(["eval", "heap(de)", *shlex.split(EVAL)])
 
 
 @pytest.mark.usefixtures("both")

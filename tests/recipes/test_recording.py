@@ -9,8 +9,9 @@ import pytest
 
 import hub
 from hub.composition import Operator
+from hub.errors import AttachError
 from hub.recipes.recipe import RECIPE
-from hub_registry import AlreadyExists
+from hub_registry import AlreadyExists, RegistryError
 from tests.recipes.conftest import Make
 from tests.tiny import build_tiny
 
@@ -133,6 +134,19 @@ def test_the_same_base_in_another_precision_is_one_base(registry: hub.Registry) 
     half = hub.Adapter.create("lora", build_tiny("llama").bfloat16(), r=1)
     registry.add(half, name="half")
     assert registry.add(hub.Stack("de", "half"), name="both").base == registry.get("de").base
+
+
+def test_a_composition_may_be_given_as_it_is_written(registry: hub.Registry) -> None:
+    text = "stack(de@production, average(fr, none; 0.7, 0.3))"
+    version = registry.add(text, name="both")
+    tree = hub.parse_composition(text)
+    assert isinstance(tree, hub.Stack)
+    assert registry.add(tree, name="both").reference == version.reference == "both@1"
+    assert repr(hub.load(f" {text}")) == version.config["composition"] == repr(hub.load("both"))
+    with pytest.raises(AttachError, match="is no composition: at 9"):
+        registry.add("stack(de", name="both")
+    with pytest.raises(RegistryError, match="leave the base out"):
+        registry.add(text, name="both", base=version.base)
 
 
 def test_metrics_and_aliases_are_a_versions_own(registry: hub.Registry) -> None:
