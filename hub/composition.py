@@ -8,7 +8,7 @@ printed as what `parse_composition` reads again.
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Hashable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar, Union
 
@@ -41,7 +41,7 @@ class Operator:
 
     def _keep(self, parts: Sequence[GivenPart], settings: Sequence[Setting] = ()) -> None:
         if not parts:
-            raise AttachError(f"a {self.name} needs at least one part")
+            raise AttachError(f"{self.name} needs at least one part")
         self._parts = tuple(check_part(self.name, part) for part in parts)
         self._settings: tuple[Any, ...] = tuple(settings)
         self._hash = hash((self.name, self._settings, self._parts))  # the parts' are known already
@@ -51,7 +51,7 @@ class Operator:
         """One of these parts, told its settings as `settings` has them, or as they are printed.
         Raises AttachError."""
         if settings:
-            raise AttachError(f"a {cls.name} has no settings, and there is {settings[0]!r}")
+            raise AttachError(f"{cls.name} has no settings, and there is {settings[0]!r}")
         return cls(*parts)
 
     @property
@@ -135,7 +135,7 @@ class Split(Operator):
     name = "split"
 
     def __init__(self, *parts: GivenPart, at: int | Sequence[int]) -> None:
-        given = tuple(at) if isinstance(at, Sequence) and not isinstance(at, str) else (at,)
+        given = tuple(read_plain(at))
         if not all(isinstance(p, int) and not isinstance(p, bool) and p > 0 for p in given):
             raise AttachError(f"split's at is {at!r}; give positions, whole numbers from 1")
         if list(given) != sorted(set(given)):
@@ -167,7 +167,7 @@ class Average(Operator):
     name = "average"
 
     def __init__(self, *parts: GivenPart, weights: Sequence[float] | None = None) -> None:
-        given = [1.0] * len(parts) if weights is None else list(weights)
+        given = [1.0] * len(parts) if weights is None else read_plain(weights)
         if len(given) != len(parts):
             raise AttachError(f"average has {len(parts)} parts and {len(given)} weights")
         if not all(map(is_weight, given)):
@@ -231,7 +231,7 @@ class Fuse(Operator):
         from hub.attachment.fitting import list_places
 
         if not parts:
-            raise AttachError("a fuse needs at least one part")
+            raise AttachError("fuse needs at least one part")
         resolved = resolve_composition(Stack(*parts))
         assert isinstance(resolved, Stack)
         sites = list_places(model, [a for a in resolved.leaves() if isinstance(a, Adapter)])
@@ -268,10 +268,20 @@ def check_part(name: str, part: Any) -> Part:
         return part
     if isinstance(part, str) and part:
         return part
+    if isinstance(part, list | tuple):
+        raise AttachError(f"{name} is given its parts one by one; unpack the {type(part).__name__}")
     raise AttachError(
-        f"a {name} is made of adapters, references, None and operators, not {part!r}; "
-        "write hub.Stack('de@2', adapter)"
+        f"{name} is made of adapters, references, None and operators, not of a "
+        f"{type(part).__name__}; write hub.Stack('de@2', adapter)"
     )
+
+
+def read_plain(values: Any) -> list[Any]:
+    """Numbers as Python's own, of a list, a tensor or an array of them, or of one."""
+    values = values.tolist() if hasattr(values, "tolist") else values
+    if isinstance(values, str | Mapping) or not isinstance(values, Iterable):
+        return [values]
+    return [value.tolist() if hasattr(value, "tolist") else value for value in values]
 
 
 def read_numbers(name: str, settings: Sequence[Any], kind: type[T]) -> list[T]:

@@ -39,6 +39,8 @@ def parse_composition(text: str) -> Part:
 
     Raises AttachError where it says none, with the place.
     """
+    if not isinstance(text, str):
+        raise AttachError(f"a composition is read from text, not from a {type(text).__name__}")
     try:
         part: Part = make_parser().parse(text)  # type: ignore[assignment]
     except UnexpectedInput as error:

@@ -123,7 +123,7 @@ class Routing:
             if number not in self._tables:
                 self._tables[number] = self._fill([number], None)
             return self._tables[number]
-        if not isinstance(rows, Iterable):
+        if not isinstance(rows, Iterable) or isinstance(rows, Mapping):
             raise AttachError(f"rows is {rows!r}; give each row's part, such as [0, 1, None]")
         wanted = list(rows)
         if not wanted:

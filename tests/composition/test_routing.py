@@ -200,6 +200,7 @@ FAILURES: dict[str, tuple[Callable[[Any], Any], type[Exception], str]] = {
     "float": (lambda a: a.route([1.0]), AttachError, "no part 1.0 is here"),
     "name": (lambda a: a.route(["sst2@9"]), AttachError, "no part sst2@9 is here"),
     "empty": (lambda a: a.route([]), AttachError, "rows is empty"),
+    "mapping": (lambda a: a.route({0: 1}), AttachError, "rows is {0: 1}; give each row's part"),
     "no list": (lambda a: a.route(1.0), AttachError, r"rows is 1.0; give each row's part"),
     "remove acting": (lambda a: a.remove(0), AttachError, "acts on the rows of this batch"),
     "remove unknown": (lambda a: a.remove(9), AttachError, "no part 9 is here"),

@@ -9,7 +9,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -160,8 +162,32 @@ def test_a_path_is_kept_as_the_text_that_names_its_folder() -> None:
 @pytest.mark.parametrize("kind", [hub.Stack, hub.Parallel, hub.BatchSplit, hub.Average])
 @pytest.mark.parametrize("parts", [(), (3,), ("",), (["a"],)])
 def test_what_is_no_part_is_refused(kind: Callable[..., Part], parts: tuple[Any, ...]) -> None:
-    with pytest.raises(AttachError, match=f"a {kind.name}"):  # type: ignore[attr-defined]
+    with pytest.raises(AttachError, match=f"^{kind.name} "):  # type: ignore[attr-defined]
         kind(*parts)
+
+
+def test_a_list_of_parts_is_to_be_unpacked_and_a_model_not_printed() -> None:
+    with pytest.raises(AttachError, match="given its parts one by one; unpack the list"):
+        hub.Stack(["a", "b"])  # type: ignore[arg-type]
+    with pytest.raises(AttachError, match="not of a LlamaForCausalLM") as raised:
+        hub.Stack(build_tiny("llama"), "a")
+    assert "\n" not in str(raised.value)
+
+
+def test_numbers_of_tensors_and_arrays_are_numbers() -> None:
+    split = hub.Split("a", "b", at=3)
+    for at in (np.int64(3), torch.tensor(3), torch.tensor([3]), [np.int32(3)]):
+        assert hub.Split("a", "b", at=at) == split
+    mean = hub.Average("a", "b", weights=[0.5, 0.25])
+    for weights in (np.array([0.5, 0.25]), torch.tensor([0.5, 0.25]), [np.float32(0.5), 0.25]):
+        assert hub.Average("a", "b", weights=weights) == mean
+        assert repr(hub.Average("a", "b", weights=weights)) == repr(mean)
+
+
+@pytest.mark.parametrize("given", [None, 5, ["a"], b"a"])
+def test_a_composition_is_read_from_text(given: Any) -> None:
+    with pytest.raises(AttachError, match="is read from text, not from a"):
+        hub.parse_composition(given)
 
 
 @pytest.mark.parametrize(
