@@ -62,7 +62,12 @@ def test_stack_trains_saves_pushes_pulls_and_gives_equal_logits(
         with hub.attach(again, reference) as attachment:
             assert torch.equal(run(again), expected)
             told = [part.lineage["training"]["within"] for part in attachment.active]
-        assert told == ["stack(<lora>, <houlsby>, <prefix>, <prompt>)"] * 4
+        assert told == [
+            "stack(new, 2-houlsby, 3-prefix, 4-prompt)",
+            "stack(1-lora, new, 3-prefix, 4-prompt)",
+            "stack(1-lora, 2-houlsby, new, 4-prompt)",
+            "stack(1-lora, 2-houlsby, 3-prefix, new)",
+        ]
     assert torch.equal(run(again), bare)
 
 

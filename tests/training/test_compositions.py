@@ -431,8 +431,8 @@ def test_run_on_an_attached_composition_trains_it_there_and_stays(registry: hub.
         assert is_as(attachment.active[0], kept)
         assert not is_as(one, starts[0])
         assert not is_as(two, starts[1])
-        for part in (one, two):
-            assert part.lineage["training"]["within"] == "stack(de@1, <houlsby>, <prefix>)"
+        for part, where in ((one, "new, 2-prefix"), (two, "1-houlsby, new")):
+            assert part.lineage["training"]["within"] == f"stack(de@1, {where})"
             assert part.lineage["parents"] == ["de@1"]
 
 
