@@ -97,12 +97,9 @@ class PromptEncoder(nn.Module):
 class VirtualTokens(nn.Module):
     """P: itself where there is no network."""
 
-    folded: torch.Tensor | None
-
     def __init__(self, config: PTuningConfig, d_model: int) -> None:
         super().__init__()
-        self.register_buffer("folded", None, persistent=False)
-        self.stamp = 0
+        self.kept: hub.Kept[torch.Tensor] | None = None
         self.prompt_encoder: PromptEncoder | None = None
         if config.encoder is None:
             self.prompt_embeddings = nn.Parameter(torch.randn(config.tokens, d_model))
@@ -114,10 +111,10 @@ class VirtualTokens(nn.Module):
         encoder = self.prompt_encoder
         if encoder is None:
             return self.prompt_embeddings
-        if self.folded is not None and self.stamp == read_stamp(encoder):
-            return self.folded
-        rows: torch.Tensor = encoder()
-        return rows
+        if self.kept is None or encoder.embedding.requires_grad:
+            rows: torch.Tensor = encoder()
+            return rows
+        return self.kept.read(lambda: fold(encoder))
 
 
 class PTuning(hub.Method[PTuningConfig]):
@@ -165,8 +162,8 @@ class PTuning(hub.Method[PTuningConfig]):
         assert isinstance(module, VirtualTokens)
         encoder = module.prompt_encoder
         if encoder is not None and not encoder.embedding.requires_grad:
-            module.folded = fold(encoder).to(encoder.embedding.dtype)
-            module.stamp = read_stamp(encoder)
+            module.kept = hub.Kept([encoder])
+            module.kept.keep(lambda: fold(encoder))
 
     def virtual_tokens(
         self, config: PTuningConfig, tensors: Mapping[str, torch.Tensor]
@@ -243,16 +240,10 @@ NO_EFFECT = frozenset({"num_attention_heads", "num_layers", "num_transformer_sub
 
 
 def fold(encoder: PromptEncoder) -> torch.Tensor:
-    """P, (n, d_model), in float32, without a gradient and without dropout."""
+    """P, (n, d_model), made in float32, without a gradient and without dropout."""
     with torch.no_grad():
         rows: torch.Tensor = copy.deepcopy(encoder).float().eval()()
-    return rows
-
-
-def read_stamp(encoder: nn.Module) -> int:
-    """A number that is another after any change of the parameters; none while they learn."""
-    parameters = list(encoder.parameters())
-    return -1 if parameters[0].requires_grad else sum(p._version for p in parameters)
+    return rows.to(encoder.embedding.dtype)
 
 
 @hub.hookimpl

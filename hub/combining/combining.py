@@ -108,6 +108,9 @@ def combine(
 
 def check_finite(tensors: Mapping[str, torch.Tensor]) -> None:
     """Raise ConfigError where a value came out that is no number."""
+    # A sum takes an eighth of the time, and is a finite number only where all values are.
+    if torch.stack([tensor.sum() for tensor in tensors.values()]).isfinite().all():
+        return
     for name, tensor in tensors.items():
         if not tensor.isfinite().all():
             raise ConfigError(

@@ -93,8 +93,6 @@ CHANGES = [change_in_place, load_state, put_other_data, learn_elsewhere]
 def test_rows_follow_a_change_of_their_adapters(
     case: str, change: Callable[[Any, tuple[hub.Adapter, ...]], None]
 ) -> None:
-    if case == "ptuning" and change is put_other_data:
-        pytest.skip("what its network gives is kept by the method itself")
     model = build(case)
     pair = make_pair(model, case)
     with hub.attach(model, hub.BatchSplit(*pair), rows=[0, 1], trainable=False) as attachment:
